@@ -1,0 +1,1 @@
+"""onnxq makes ONNX models small and fast without breaking them."""

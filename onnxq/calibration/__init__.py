@@ -1,0 +1,1 @@
+"""From batches of data to the range of every tensor."""

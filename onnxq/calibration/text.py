@@ -1,0 +1,138 @@
+"""Data from a text file, one text per line: `text:FILE?tokenizer=tokenizer.json&length=128`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxq.calibration.feeds import Feed, Source, blamed, grouped
+from onnxq.calibration.options import Options
+from onnxq.errors import DataError
+from onnxq.interface import TensorSpec, describe
+
+OPTIONS = ("tokenizer", "length", "pad")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+def from_text(file: Path, options: str, inputs: Sequence[TensorSpec]) -> Source:
+    """The lines of a UTF-8 file through a tokenizer, as whichever of `INPUTS` the model takes.
+
+    Options:
+        tokenizer: the tokenizer.json of the model; it has no default.
+        length: cut texts to so many tokens; 128, or what the model fixes.
+        pad: `longest` fills up to the longest text of a batch, `max` always to `length`, on the right.
+    A model that fixes the length gets `pad=max`. Without an attention mask, padding would count as text, so there
+    texts of different lengths go into different batches, unless `pad=max` or a fixed batch ask for it.
+
+    Raises:
+        DataError: tokenizers or a file is missing, an option is wrong, or the model has an input that text
+            cannot fill.
+    """
+    asked = Options.parse("text", options, OPTIONS)
+    names = {spec.name for spec in inputs}
+    if not names <= set(INPUTS) or "input_ids" not in names:
+        raise DataError(f"Text fills the inputs {', '.join(INPUTS)}. The model expects {describe(inputs)}.")
+    lines = _lines(file)
+    tokenizer = _tokenizer(asked.values.get("tokenizer"))
+    length, is_fixed = _length(asked, inputs)
+    padding = _padding(tokenizer)
+    tokenizer.enable_truncation(length)
+    tokenizer.no_padding()
+    fills_up = asked.choice("pad", "longest", ("longest", "max")) == "max" or is_fixed
+    texts = _Texts(file, lines, tokenizer, inputs, padding, length if fills_up else 0)
+    batch = _fixed(inputs, 0) or 1
+    source = Source(
+        description=f"text:{file}",
+        count=len(lines),
+        read=texts.feed,
+        where=texts.where,
+        padding=padding if "attention_mask" in names or batch > 1 else {},
+    )
+    return grouped(source, batch)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    file: Path
+    lines: Sequence[tuple[int, str]]
+    tokenizer: Any
+    inputs: Sequence[TensorSpec]
+    padding: Mapping[str, int]
+    length: int
+    """Fill up to so many tokens; 0 for not at all."""
+
+    def where(self, index: int) -> str:
+        return f"{self.file}, line {self.lines[index][0]}"
+
+    def feed(self, index: int) -> Feed:
+        with blamed(self.where(index)):
+            encoding = self.tokenizer.encode(self.lines[index][1])
+        count = len(encoding.ids)
+        if count == 0:
+            raise DataError(f"{self.where(index)}: the tokenizer finds no tokens. Take the line away.")
+        rows = {
+            "input_ids": encoding.ids,
+            "attention_mask": encoding.attention_mask,
+            "token_type_ids": encoding.type_ids,
+            "position_ids": range(count),
+        }
+        feed = {spec.name: np.array([rows[spec.name]], np.int64) for spec in self.inputs}
+        if count >= self.length:
+            return feed
+        missing = self.length - count
+        return {
+            name: np.pad(row, ((0, 0), (0, missing)), constant_values=self.padding[name]) for name, row in feed.items()
+        }
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(
+            f"text:{file} cannot be read ({error.strerror}). Give a file with one text per line."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"text:{file} is not UTF-8 ({error}). Convert it.") from error
+    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _tokenizer(file: str | None) -> Any:
+    if file is None:
+        raise DataError("Data 'text' needs the tokenizer of the model: text:FILE?tokenizer=tokenizer.json.")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DataError('Text needs tokenizers, which is not installed: pip install "onnxq[text]".') from error
+    try:
+        return Tokenizer.from_file(file)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{file} is not a readable tokenizer.json ({error}). Save it with the model.") from error
+
+
+def _fixed(inputs: Sequence[TensorSpec], axis: int) -> int | None:
+    """The size of an axis, where one of the inputs fixes it."""
+    sizes = [spec.shape[axis] for spec in inputs if spec.shape is not None and len(spec.shape) == 2]
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _length(options: Options, inputs: Sequence[TensorSpec]) -> tuple[int, bool]:
+    """The most tokens of a text, and whether the model fixes the length."""
+    fixed = _fixed(inputs, 1)
+    length = options.whole("length", fixed or 128)
+    if fixed and length != fixed:
+        raise DataError(f"Data 'text': length={length}, but the model fixes {fixed}: {describe(inputs)}. Drop length.")
+    return length, fixed is not None
+
+
+def _padding(tokenizer: Any) -> Mapping[str, int]:
+    """What fills up each input: the padding tokens of the tokenizer, and 0 elsewhere."""
+    stated = tokenizer.padding or {}
+    known = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>", "<|endoftext|>"))
+    pad = stated.get("pad_id", next((number for number in known if number is not None), 0))
+    return dict.fromkeys(INPUTS, 0) | {"input_ids": pad, "token_type_ids": stated.get("pad_type_id", 0)}

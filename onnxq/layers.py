@@ -1,0 +1,134 @@
+"""What a layer is: an operator with a weight, the bias Add behind it, and the activation that saturation can replace.
+
+MatMul -> Add -> Relu      one linear layer
+Conv -> Clip(0, 6)         one convolution
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxq.graph import Graph, Node, Tensor, is_constant, weight
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer and the nodes that belong to it.
+
+    Attributes:
+        node: the operator with the weight.
+        data: what it reads.
+        weight: its weight, a constant.
+        bias: the bias, a constant; None where there is none.
+        tail: bias Add and absorbed activation, in order.
+    """
+
+    node: Node
+    data: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    tail: tuple[Node, ...]
+
+    @property
+    def output(self) -> Tensor:
+        """What leaves the layer."""
+        return (self.tail[-1] if self.tail else self.node).outputs[0]
+
+    @property
+    def linear(self) -> bool:
+        """A matrix product, no convolution."""
+        return self.node.op != "Conv"
+
+
+def only_reader(graph: Graph, tensor: Tensor) -> Node | None:
+    """The one node that reads a tensor; None where there are several, or where its name is promised."""
+    return tensor.outputs[0] if len(tensor.outputs) == 1 and not graph.kept(tensor) else None
+
+
+def weight_obstacle(node: Node) -> str | None:
+    """Why this operator is no layer with a weight that can be quantized; None where it is one."""
+    if node.op not in ("Conv", "MatMul", "Gemm") or (node.domain or ""):
+        return f"{node.op} is no layer with a weight."
+    data, kernel = node.inputs[0], node.inputs[1]
+    if is_constant(data) and not is_constant(kernel):
+        return "Its weight is the first operand; integer kernels want it second."
+    if not is_constant(kernel):
+        return "It multiplies two activations; in integers that saves no time and adds noise."
+    if is_constant(data):
+        return "Both operands are constants."
+    if kernel.dtype != np.float32:
+        return f"Its weight is {kernel.dtype}, not float32."
+    rank = len(kernel.shape or ())
+    if node.op != "Conv" and rank != 2:
+        return f"Its weight has {rank} axes; integer kernels want 2."
+    if node.op == "Gemm":
+        return _gemm_obstacle(node)
+    if 0 in (kernel.shape or ()):
+        return "Its weight is empty."
+    return None
+
+
+def _gemm_obstacle(node: Node) -> str | None:
+    if node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0:
+        return "A Gemm with transA or alpha has no integer kernel."
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        bias = node.inputs[2]
+        if not is_constant(bias) or node.attrs.get("beta", 1.0) != 1.0 or not _is_bias(bias, _columns(node)):
+            return "Its bias is no constant row."
+    return None
+
+
+def _columns(node: Node) -> int:
+    shape = node.inputs[1].shape or (0, 0)
+    return int(shape[0] if node.attrs.get("transB", 0) else shape[1])  # type: ignore[arg-type]
+
+
+def _is_bias(tensor: Tensor, columns: int) -> bool:
+    shape = tuple(tensor.shape or ())
+    return is_constant(tensor) and tensor.dtype == np.float32 and shape in ((columns,), (1, columns), (1, 1, columns))
+
+
+def layer_of(graph: Graph, node: Node, absorbed: frozenset[str]) -> Layer | str:
+    """The layer around an operator, or the sentence why it is none."""
+    obstacle = weight_obstacle(node)
+    if obstacle is not None:
+        return obstacle
+    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    if node.op == "Conv" and bias is not None and not is_constant(bias):
+        return "Its bias is no constant."
+    tail: list[Node] = []
+    reader = only_reader(graph, node.outputs[0])
+    if node.op == "MatMul" and reader is not None and reader.op == "Add":
+        other = reader.inputs[1] if reader.inputs[0] is node.outputs[0] else reader.inputs[0]
+        if _is_bias(other, _columns(node)):
+            bias = other
+            tail.append(reader)
+            reader = only_reader(graph, reader.outputs[0])
+    if reader is not None and reader.op in absorbed and clips_at_zero(reader):
+        tail.append(reader)
+    return Layer(node, node.inputs[0], node.inputs[1], bias, tuple(tail))
+
+
+def clip_limits(node: Node) -> tuple[float, float] | None:
+    """The interval that an activation cuts to: Relu, and Clip with constant ends; None for anything else."""
+    if node.op == "Relu":
+        return 0.0, np.inf
+    if node.op != "Clip":
+        return None
+    ends = [-np.inf, np.inf]
+    if "min" in node.attrs or "max" in node.attrs:  # before opset 11
+        return float(node.attrs.get("min", ends[0])), float(node.attrs.get("max", ends[1]))
+    for index, tensor in enumerate(node.inputs[1:3]):
+        if tensor.name and not is_constant(tensor):
+            return None
+        if tensor.name:
+            ends[index] = float(weight(tensor))
+    return ends[0], ends[1]
+
+
+def clips_at_zero(node: Node) -> bool:
+    """Whether a range of quantized values that starts at 0 can do what this activation does."""
+    limits = clip_limits(node)
+    return limits is not None and limits[0] == 0.0 and limits[1] > 0.0

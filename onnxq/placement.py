@@ -1,0 +1,284 @@
+"""Where integers pay: which layers, which operators between them, and which tensors need a range.
+
+A layer (Conv, MatMul, Gemm with a constant weight) is worth a quantized input. An operator between layers follows only
+where all that it reads is already integer and somebody behind it wants integers; everything else would be a detour
+through Q and DQ that costs time and accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxq.calibration import ranges
+from onnxq.calibration.collect import Statistics
+from onnxq.errors import DataError
+from onnxq.graph import Graph, Node, Tensor, is_constant
+from onnxq.layers import Layer, layer_of
+from onnxq.numerics.affine import parameters
+from onnxq.numerics.formats import FORMATS
+from onnxq.plan import NodePlan, Plan, TensorPlan, Treatment
+from onnxq.recipe import RangeRule, Recipe
+from onnxq.targets import Target
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What runs as integers.
+
+    Attributes:
+        nodes: the decision for each node that could be thought of, with its reason.
+        tensors: each activation that becomes integer, and the tensor whose range it takes: itself, or one that it
+            shares its scale with.
+        fixed: ranges that are known without data.
+        asked: for each tensor, a node that decides about it, for overrides of the range rule.
+    """
+
+    nodes: dict[str, NodePlan]
+    tensors: dict[str, str]
+    fixed: dict[str, tuple[float, float]]
+    asked: dict[str, Node]
+
+
+@dataclass
+class Draft:
+    """The state of the search: what is still believed to run as integers.
+
+    `integer` names the tensors that are there as integers anyway: made by an integer operator, or read by a layer.
+    """
+
+    layers: dict[str, Layer] = field(default_factory=dict)
+    followers: dict[str, Node] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    integer: set[str] = field(default_factory=set)
+
+
+def place(graph: Graph, target: Target, recipe: Recipe) -> Placement:
+    """Decide for every node whether it runs on integers with static scales."""
+    draft = _first_draft(graph, target, recipe)
+    while _prune(graph, target, draft):
+        pass
+    nodes = _node_plans(graph, draft, recipe)
+    tensors, asked = _tensors(graph, target, draft)
+    fixed = {
+        node.outputs[0].name: target.fixed[node.op]
+        for node in draft.followers.values()
+        if node.op in target.fixed and node.outputs[0].name in tensors
+    }
+    return Placement(nodes, tensors, fixed, asked)
+
+
+def _first_draft(graph: Graph, target: Target, recipe: Recipe) -> Draft:
+    draft = Draft()
+    for node in graph.nodes:
+        if not recipe.override(node.name, node.op).quantize:
+            draft.reasons[node.name] = "The recipe keeps it in float."
+        elif node.op in target.layers and not (node.domain or ""):
+            _draft_layer(graph, node, target, draft)
+        elif node.op in target.why_float:
+            draft.reasons[node.name] = target.why_float[node.op]
+    for node in graph.nodes:
+        if node.name not in draft.reasons and _follows(node, target, draft):
+            draft.followers[node.name] = node
+            draft.integer.update(t.name for t in node.outputs)
+    return draft
+
+
+def _draft_layer(graph: Graph, node: Node, target: Target, draft: Draft) -> None:
+    layer = layer_of(graph, node, target.absorbed)
+    if isinstance(layer, str):
+        draft.reasons[node.name] = layer
+        return
+    if node.op == "Conv" and _channels(layer) < target.stem_channels:
+        draft.reasons[node.name] = f"A convolution over {_channels(layer)} channels is faster in float here."
+        return
+    draft.layers[node.name] = layer
+    draft.integer.update((layer.data.name, layer.output.name))
+    draft.reasons.update({part.name: f"Part of layer '{node.name}'." for part in layer.tail})
+
+
+def _channels(layer: Layer) -> int:
+    """Channels that a convolution reads, over all groups; a depthwise one reads many."""
+    shape = layer.weight.shape or (0, 0)
+    return int(shape[1]) * int(layer.node.attrs.get("group", 1))  # type: ignore[arg-type]
+
+
+def data_inputs(node: Node, target: Target) -> list[Tensor]:
+    """The activations that a follower reads."""
+    return [t for t in (node.inputs[:1] if node.op in target.movers else node.inputs) if t.name]
+
+
+def _follows(node: Node, target: Target, draft: Draft) -> bool:
+    if (node.domain or "") or node.op not in target.followers | target.movers | target.joins:
+        return False
+    if node.op == "Resize" and node.attrs.get("mode", "nearest") != "nearest":
+        return False
+    read = data_inputs(node, target)
+    return bool(read) and all(t.name in draft.integer and not is_constant(t) for t in read)
+
+
+def _prune(graph: Graph, target: Target, draft: Draft) -> bool:
+    """Take back what does not pay; returns whether anything changed."""
+    wanted = {layer.data.name for layer in draft.layers.values()}
+    inputs = {name: [t.name for t in data_inputs(node, target)] for name, node in draft.followers.items()}
+    for names in inputs.values():
+        wanted.update(names)
+    dropped = [
+        name
+        for name, node in draft.followers.items()
+        if not all(t in draft.integer for t in inputs[name]) or not any(t.name in wanted for t in node.outputs)
+    ]
+    for name in dropped:
+        draft.integer.difference_update(t.name for t in draft.followers.pop(name).outputs)
+    read = {layer.data.name for layer in draft.layers.values()}
+    floats = [
+        layer.output.name
+        for layer in draft.layers.values()
+        if layer.linear
+        and layer.output.name in draft.integer - read
+        and not _all_integer(graph, layer.output, draft)
+    ]
+    draft.integer.difference_update(floats)
+    return bool(dropped or floats)
+
+
+def _all_integer(graph: Graph, tensor: Tensor, draft: Draft) -> bool:
+    integer = {id(layer.node) for layer in draft.layers.values()} | {id(n) for n in draft.followers.values()}
+    return not graph.kept(tensor) and bool(tensor.outputs) and all(id(n) in integer for n in tensor.outputs)
+
+
+def _node_plans(graph: Graph, draft: Draft, recipe: Recipe) -> dict[str, NodePlan]:
+    plans: dict[str, NodePlan] = {}
+    for node in graph.nodes:
+        if node.name in draft.layers:
+            wish = recipe.override(node.name, node.op).per_channel
+            per_channel = recipe.weight.per_channel if wish is None else wish
+            reason = "Integer kernel with a constant weight."
+            plans[node.name] = NodePlan(op=node.op, treatment=Treatment.STATIC, reason=reason, per_channel=per_channel)
+        elif node.name in draft.followers:
+            plans[node.name] = NodePlan(op=node.op, treatment=Treatment.STATIC, reason="Between integer operators.")
+        elif node.name in draft.reasons:
+            plans[node.name] = NodePlan(op=node.op, treatment=Treatment.FLOAT, reason=draft.reasons[node.name])
+    return plans
+
+
+def _tensors(graph: Graph, target: Target, draft: Draft) -> tuple[dict[str, str], dict[str, Node]]:
+    """Tensors that need a range, and for each the tensor whose range it takes."""
+    asked: dict[str, Node] = {}
+    takes: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.name in draft.layers:
+            layer = draft.layers[node.name]
+            asked.setdefault(layer.data.name, node)
+            if layer.output.name in draft.integer:
+                asked[layer.output.name] = node
+        elif node.name in draft.followers:
+            for tensor in (*data_inputs(node, target), *node.outputs):
+                asked.setdefault(tensor.name, node)
+            if node.op in target.movers:
+                takes.update({t.name: node.inputs[0].name for t in node.outputs})
+    _share_into_joins(graph, target, draft, takes)
+    return {name: _root(name, takes) for name in asked}, asked
+
+
+def _share_into_joins(graph: Graph, target: Target, draft: Draft, takes: dict[str, str]) -> None:
+    """Inputs that only a Concat reads take the scale of its output, so that it just moves bytes."""
+    for node in draft.followers.values():
+        if node.op not in target.joins:
+            continue
+        for tensor in node.inputs:
+            alone = all(reader is node for reader in tensor.outputs) and not graph.kept(tensor)
+            if alone and tensor.name not in takes:
+                takes[tensor.name] = node.outputs[0].name
+
+
+def _root(name: str, takes: Mapping[str, str]) -> str:
+    while name in takes:
+        name = takes[name]
+    return name
+
+
+def place_linear(graph: Graph, recipe: Recipe, treatment: Treatment) -> Placement:
+    """Only linear layers, for recipes that need no data: dynamic activations, or integer weights alone."""
+    nodes: dict[str, NodePlan] = {}
+    for node in graph.nodes:
+        if node.op not in ("Conv", "MatMul", "Gemm") or (node.domain or ""):
+            continue
+        layer = layer_of(graph, node, frozenset())
+        wish = recipe.override(node.name, node.op)
+        if not wish.quantize:
+            reason, decision = "The recipe keeps it in float.", Treatment.FLOAT
+        elif isinstance(layer, str):
+            reason, decision = layer, Treatment.FLOAT
+        elif node.op == "Conv":
+            reason, decision = NO_DYNAMIC_CONV, Treatment.FLOAT
+        else:
+            reason, decision = "Linear layer with a constant weight.", treatment
+        per_channel = recipe.weight.per_channel if wish.per_channel is None else wish.per_channel
+        nodes[node.name] = NodePlan(op=node.op, treatment=decision, reason=reason, per_channel=per_channel)
+    return Placement(nodes, {}, {}, {})
+
+
+NO_DYNAMIC_CONV = "Without data a convolution stays float: ConvInteger and dequantized weights are slower than float."
+
+
+def embeddings(graph: Graph, recipe: Recipe) -> dict[str, NodePlan]:
+    """Lookup tables that are worth 8 bits: two axes, float32, at least 16 Ki numbers, read by Gather alone."""
+    plans: dict[str, NodePlan] = {}
+    for node in graph.nodes:
+        if node.op != "Gather" or not recipe.weight.embeddings or not is_constant(node.inputs[0]):
+            continue
+        table = node.inputs[0]
+        size = int(np.prod([int(s) for s in table.shape or ()]))  # type: ignore[arg-type]
+        if table.dtype != np.float32 or len(table.shape or ()) != 2 or size < 1 << 14 or node.attrs.get("axis", 0):
+            continue
+        if not recipe.override(node.name, node.op).quantize:
+            continue
+        plans[node.name] = NodePlan(op="Gather", treatment=Treatment.WEIGHT, reason="Embedding table in 8 bits.")
+    return plans
+
+
+def decide(placement: Placement, statistics: Statistics, recipe: Recipe, target: Target) -> Plan:
+    """Turn statistics into ranges, and ranges into scales and zero points.
+
+    Raises:
+        DataError: a tensor that needs a range was not seen in the statistics.
+    """
+    tensors: dict[str, TensorPlan] = {}
+    for name, source in placement.tensors.items():
+        form = FORMATS[recipe.activation.format]
+        if source in placement.fixed:
+            (low, high), reason = placement.fixed[source], "The operator returns nothing else."
+        else:
+            rule = recipe.override(placement.asked[source].name, placement.asked[source].op).range
+            low, high, reason = _range(source, statistics, recipe, rule or recipe.activation.range)
+        scale, zero_point = parameters(low, high, form, symmetric=recipe.activation.symmetric)
+        zero = int(zero_point)
+        if recipe.format == "integer" and form.name != target.activation:
+            # the same steps under other names: integer kernels of the target take one signedness only
+            zero += FORMATS[target.activation].qmin - form.qmin
+            form = FORMATS[target.activation]
+        shared = "" if source == name else f" Shares the scale of '{source}'."
+        tensors[name] = TensorPlan(
+            format=form.name, scale=float(scale), zero_point=zero, low=low, high=high, reason=reason + shared
+        )
+    return Plan(recipe=recipe, nodes=placement.nodes, tensors=tensors)
+
+
+def _range(name: str, statistics: Statistics, recipe: Recipe, rule: RangeRule) -> tuple[float, float, str]:
+    if name not in statistics:
+        raise DataError(f"The statistics say nothing about tensor '{name}'. Collect them again for this model.")
+    seen, settings = statistics[name], recipe.activation
+    if rule == "moving-average":
+        low, high = ranges.moving_average(seen.average)
+    elif rule == "percentile":
+        low, high = ranges.percentile(seen.histogram, settings.percent)
+    elif rule == "entropy":
+        low, high = ranges.entropy(seen.histogram)
+    elif rule == "mse":
+        low, high = ranges.mse(seen.histogram, FORMATS[settings.format], settings.symmetric)
+    else:
+        low, high = ranges.minmax(seen.histogram)
+    return float(low), float(high), f"Range by {rule}."

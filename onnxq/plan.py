@@ -1,0 +1,109 @@
+"""What was decided for each node and each tensor, and why. A user may edit it and hand it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from onnxq.errors import RecipeError
+from onnxq.recipe import Recipe, explain
+
+
+class Treatment(StrEnum):
+    """What happens to a node."""
+
+    STATIC = "static"
+    """Runs on integers whose scales were fixed by calibration."""
+    DYNAMIC = "dynamic"
+    """Runs on integers; the scale of its input is found on each run."""
+    WEIGHT = "weight"
+    """Its weight is stored in integers."""
+    FLOAT = "float"
+    """Left as it was."""
+
+
+class Record(BaseModel):
+    """Frozen; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NodePlan(Record):
+    """The decision for one node.
+
+    Attributes:
+        op: its operator.
+        treatment: what happens to it.
+        reason: why.
+        per_channel: whether its weight has a scale for each output channel.
+    """
+
+    op: str
+    treatment: Treatment
+    reason: str
+    per_channel: bool = True
+
+
+class TensorPlan(Record):
+    """How one activation becomes integers: `q = clip(round(r / scale) + zero_point)`.
+
+    Attributes:
+        format: `uint8` or `int8`.
+        scale: width of one step.
+        zero_point: the integer that stands for 0.
+        low: lower end of the range that was chosen.
+        high: upper end.
+        reason: which rule chose it, or which tensor it shares its scale with.
+    """
+
+    format: str
+    scale: float
+    zero_point: int
+    low: float
+    high: float
+    reason: str
+
+
+class Plan(Record):
+    """Every decision about a model.
+
+    Attributes:
+        recipe: the request it answers.
+        nodes: by node name; nodes that are not named stay in float.
+        tensors: activations that become integers, by name.
+    """
+
+    recipe: Recipe
+    nodes: dict[str, NodePlan]
+    tensors: dict[str, TensorPlan] = {}
+
+    def treatment(self, node: str) -> Treatment:
+        """What happens to the node of this name."""
+        return self.nodes[node].treatment if node in self.nodes else Treatment.FLOAT
+
+    def to_json(self) -> str:
+        """The plan as text that a person can edit."""
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+
+def make_plan(values: Mapping[str, Any]) -> Plan:
+    """A plan from nested mappings. Raises RecipeError that names the key."""
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(explain(error, "plan")) from None
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan that `Plan.to_json` wrote and somebody may have edited. Raises RecipeError."""
+    try:
+        return make_plan(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RecipeError(f"Plan '{path}' cannot be read ({error.strerror}). Check the path.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Plan '{path}' is no JSON: {error}.") from error

@@ -1,0 +1,222 @@
+"""The one doorway to ONNX Runtime: sessions, providers, the kernels that really ran, and fair timing."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from onnxq.errors import DataError, ProviderError, UnsupportedModel
+from onnxq.interface import TensorSpec
+
+ort.set_default_logger_severity(4)
+
+Array = np.ndarray[Any, Any]
+Feeds = Mapping[str, Array]
+CPU = "CPUExecutionProvider"
+
+ELEMENT_TYPES: Mapping[str, np.dtype] = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "float16": np.dtype(np.float16),
+    "bool": np.dtype(np.bool_),
+    **{f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def version() -> str:
+    """The version of the installed ONNX Runtime."""
+    return str(ort.__version__)
+
+
+def providers() -> list[str]:
+    """The execution providers that are installed here, the fastest first."""
+    return list(ort.get_available_providers())
+
+
+def check_providers(wanted: Sequence[str]) -> None:
+    """Raise ProviderError where a provider was asked for that is not installed."""
+    present = providers()
+    for provider in wanted:
+        if provider not in present:
+            raise ProviderError(
+                f"Execution provider '{provider}' is not installed. Present here: {', '.join(present)}."
+            )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operation as the runtime executed it.
+
+    Attributes:
+        node: its name after the runtime's own fusions.
+        op: the operator that ran.
+        provider: the execution provider it ran on.
+        microseconds: the median time of one run.
+    """
+
+    node: str
+    op: str
+    provider: str
+    microseconds: float
+
+
+class Session:
+    """A model that is ready to run.
+
+    Args:
+        model: a path, or a serialized model.
+        folder: where the external data of a serialized model lies.
+        provider: the execution provider to run on; the CPU takes what it cannot.
+        threads: threads inside one operator; 0 lets the runtime choose.
+        optimize: whether the runtime may fuse and rewrite the graph.
+        profile: whether to record what runs, for `kernels`.
+
+    Raises:
+        UnsupportedModel: the runtime refuses the model; its own reason is part of the message.
+        ProviderError: the provider is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        folder: Path | None = None,
+        provider: str = CPU,
+        threads: int = 0,
+        optimize: bool = True,
+        profile: bool = False,
+    ) -> None:
+        check_providers([provider])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        if folder is not None and isinstance(model, bytes):
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        if profile:
+            options.enable_profiling = True
+            self._profile = tempfile.TemporaryDirectory()
+            options.profile_file_prefix = str(Path(self._profile.name) / "run")
+        chosen = [provider] if provider == CPU else [provider, CPU]
+        try:
+            self._session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=chosen
+            )
+        except Exception as error:
+            raise UnsupportedModel(f"ONNX Runtime {version()} refuses the model: {_reason(error)}") from error
+        self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
+        self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once. Returns outputs by name. Raises DataError where the model fails on these inputs."""
+        names = [spec.name for spec in self.outputs] if outputs is None else list(outputs)
+        try:
+            return dict(zip(names, self._session.run(names, dict(feeds)), strict=True))
+        except Exception as error:
+            raise DataError(
+                f"The model fails on the given data: {_reason(error)}. Check the values and shapes."
+            ) from error
+
+    def kernels(self) -> list[Kernel]:
+        """What ran since the session was made, in order of execution. Ends the recording; needs `profile=True`."""
+        file = Path(self._session.end_profiling())
+        events = json.loads(file.read_text(encoding="utf-8"))
+        self._profile.cleanup()
+        times: dict[tuple[str, str, str], list[float]] = {}
+        for event in events:
+            args = event.get("args", {})
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and "op_name" in args:
+                key = (event["name"].removesuffix("_kernel_time"), args["op_name"], args.get("provider", ""))
+                times.setdefault(key, []).append(float(event["dur"]))
+        return [Kernel(*key, statistics.median(durations)) for key, durations in times.items()]
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).replace("\n", " ")
+    return text.split(" : ", 3)[-1].strip()[:400]
+
+
+def _spec(value: Any) -> TensorSpec:
+    inner = value.type.removeprefix("tensor(").removesuffix(")")
+    known = value.type.startswith("tensor(") and inner in ELEMENT_TYPES
+    shape = tuple(value.shape) if value.shape is not None else None
+    return TensorSpec(value.name, ELEMENT_TYPES[inner] if known else np.dtype(object), shape)
+
+
+def tensor_types(model: bytes, folder: Path | None = None) -> tuple[TensorSpec, ...]:
+    """Element type of every output of a model in which all inner tensors are outputs, as the runtime infers them."""
+    return Session(model, folder=folder, optimize=False, threads=1).outputs
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one model among others.
+
+    Attributes:
+        milliseconds: median time of one run.
+        speedup: how many times faster than the first model: median over rounds of the ratio within the round.
+    """
+
+    milliseconds: float
+    speedup: float
+
+
+def interleave(sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 4.0, rounds: int = 40) -> list[Timing]:
+    """Time models in turns on the same inputs, so that a slow moment of the machine hits all of them alike.
+
+    Args:
+        sessions: models with the same inputs; the first is the reference.
+        feeds: one batch.
+        seconds: how long to measure altogether, at least five rounds.
+        rounds: how many rounds at most.
+    """
+    for session in sessions:  # the first run allocates
+        session.run(feeds)
+    taken: list[list[float]] = [[] for _ in sessions]
+    began = time.perf_counter()
+    while len(taken[0]) < 5 or (len(taken[0]) < rounds and time.perf_counter() - began < seconds):
+        for session, times in zip(sessions, taken, strict=True):
+            start = time.perf_counter()
+            session.run(feeds)
+            times.append(time.perf_counter() - start)
+    return [
+        Timing(
+            1e3 * statistics.median(times),
+            statistics.median(first / own for first, own in zip(taken[0], times, strict=True)),
+        )
+        for times in taken
+    ]
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds now; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return 0
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """The runtime writes some warnings to the file descriptor itself; keep them out of the user's terminal."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

@@ -1,0 +1,76 @@
+"""Compute once what does not depend on the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from onnxq.graph import Constant, Graph, Node, Tensor, bodies, evaluate, is_constant, stored_value, weight
+from onnxq.pipeline import Close, Context, Promise
+from onnxq.rewrite import Change
+from onnxq.spec import Fact
+
+KEPT = frozenset(
+    {
+        "DequantizeLinear",
+        "RandomNormal",
+        "RandomUniform",
+        "RandomNormalLike",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+    }
+)
+"""Operators whose constants mean something else than their value: quantized weights, and dice."""
+
+
+@dataclass(frozen=True)
+class FoldConstants:
+    """Replace operators that read only constants by their result.
+
+        Transpose(w) => w'        Constant() => w
+
+    Leaves alone what returns more than `limit` bytes, dequantized weights, random numbers and control flow.
+    """
+
+    needs: ClassVar[frozenset[Fact]] = frozenset()
+    gives: ClassVar[frozenset[Fact]] = frozenset()
+    promise: ClassVar[Promise] = Close(rtol=1e-6)
+
+    limit: int = 1 << 28
+
+    def __call__(self, graph: Graph, context: Context, /) -> Iterator[Change]:
+        """Yield a change for each node that is computed now."""
+        folded: list[Node] = []
+        for node in graph.nodes:
+            if node.op == "Constant":
+                values = [stored_value(node)]
+            elif self._foldable(graph, node):
+                values = list(evaluate(graph, node) or [])
+            else:
+                continue
+            if any(graph.kept(t) for t in node.outputs) or len(values) != len(node.outputs):
+                continue
+            if any(value is None or value.nbytes > self.limit for value in values):
+                continue
+            for tensor, value in zip(node.outputs, values, strict=True):
+                graph.redirect(tensor, Constant(tensor.name, value))
+            folded.append(node)
+        graph.remove(*folded)
+        for node in folded:
+            if node.op != "Constant":
+                yield Change(node.name, node.op, "constant", "Reads only constants.")
+
+    def _foldable(self, graph: Graph, node: Node) -> bool:
+        read = [t for t in node.inputs if t.name]
+        if not read or node.op in KEPT or (node.domain or "") or any(bodies(node)):
+            return False
+        if not all(is_constant(t) and t.dtype != np.dtype(object) for t in read) or graph.opset < 7:
+            return False
+        return node.op != "ConstantOfShape" or self._affordable(read[0])
+
+    def _affordable(self, shape: Tensor) -> bool:
+        return float(np.prod(weight(shape).astype(np.float64))) * 4 <= self.limit

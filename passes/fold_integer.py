@@ -1,0 +1,414 @@
+"""Fold Q/DQ and the float operator between them into the integer operator that the runtime has for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnxq.graph import MICROSOFT, Array, Graph, Tensor, is_constant, weight
+from onnxq.layers import clip_limits, only_reader
+from onnxq.numerics.affine import dequantize, quantize_bias, representable
+from onnxq.numerics.formats import FORMATS
+from onnxq.pipeline import Context, Promise, Within
+from onnxq.rewrite import Around, Bind, Change, Each, Either, Match, Missing, Op, Pattern, Rule, apply
+from onnxq.spec import Fact
+
+MOVERS = (
+    "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "DepthToSpace",
+    "SpaceToDepth", "Resize",
+)  # fmt: skip
+UNARY = {
+    "Sigmoid": "QLinearSigmoid",
+    "LeakyRelu": "QLinearLeakyRelu",
+    "Relu": "QLinearLeakyRelu",
+    "Softmax": "QLinearSoftmax",
+    "GlobalAveragePool": "QLinearGlobalAveragePool",
+    "AveragePool": "QLinearAveragePool",
+}
+BINARY = {"Add": "QLinearAdd", "Mul": "QLinearMul"}
+
+
+@dataclass(frozen=True)
+class FoldInteger:
+    """Replace float islands between DequantizeLinear and QuantizeLinear by integer operators.
+
+        Q(Relu(Conv(DQ x, DQ w, DQ b)))  =>  QLinearConv(x, w, b)
+        Add(MatMul(DQ x, DQ w), b)       =>  MatMulIntegerToFloat(x, w, b)
+        Q(Gemm(DQ x, DQ w, b))           =>  QGemm(x, w, b)
+        Q(Add(DQ a, DQ b))               =>  QLinearAdd(a, b)
+        Q(MaxPool(DQ x))                 =>  MaxPool(x), where both have one scale
+
+    Leaves a node alone where its activations are signed (slower than float on x86; `UnsignedActivations` comes first),
+    where a weight is no constant or has its scales along another axis, and where an inner tensor is read elsewhere.
+    """
+
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.QDQ})
+    gives: ClassVar[frozenset[Fact]] = frozenset({Fact.INTEGER})
+    promise: ClassVar[Promise] = Within(steps=1)
+
+    def __call__(self, graph: Graph, context: Context, /) -> Iterator[Change]:
+        """Yield a change for each operator, folded or not."""
+        yield from apply(RULES, graph, context)
+
+
+def dq(name: str) -> Pattern:
+    """An integer tensor behind DequantizeLinear; binds it, its scale and its zero point."""
+    scale = Bind(f"{name}_scale", constant=True)
+    zero_point = Missing(Bind(f"{name}_zero_point", constant=True))
+    return Op("DequantizeLinear", (Bind(name), scale, zero_point), name=f"{name}_dequantize")
+
+
+def q(inner: Pattern) -> Pattern:
+    """A tensor that goes through QuantizeLinear; binds the scale and the zero point as those of `y`."""
+    zero_point = Missing(Bind("y_zero_point", constant=True))
+    return Op("QuantizeLinear", (inner, Bind("y_scale", constant=True), zero_point), name="quantize")
+
+
+BIAS = Either((dq("bias"), Bind("float_bias", constant=True)))
+MATMUL = Op("MatMul", (dq("x"), dq("w")), name="layer")
+LINEAR = Either(
+    (
+        Op("Gemm", (dq("x"), dq("w"), Missing(BIAS)), name="layer"),
+        Op("Add", (MATMUL, BIAS), name="add", swap=True),
+        MATMUL,
+    )
+)
+CONV = Op("Conv", (dq("x"), dq("w"), Missing(BIAS)), name="layer")
+
+
+def inner_read_once(match: Match, graph: Graph, context: Context) -> str | None:
+    """The float tensors inside the picture must not be read elsewhere."""
+    for name in ("layer", "add", "activation"):
+        node = match.nodes.get(name)
+        last = node is None or node.outputs[0] is match_output(match)
+        if node is not None and not last and only_reader(graph, node.outputs[0]) is None:
+            return f"Its output '{node.outputs[0].name}' is read elsewhere as a float."
+    return None
+
+
+def match_output(match: Match) -> Tensor | None:
+    """The tensor at the end of the picture, before anything was replaced."""
+    for name in ("quantize", "activation", "add", "layer"):
+        if name in match.nodes:
+            return match.nodes[name].outputs[0]
+    return None
+
+
+def unsigned(match: Match, graph: Graph, context: Context) -> str | None:
+    """Activations in the format of the target, with one scale for the tensor."""
+    for name in ("x", "a", "b"):
+        tensor = match.get(name)
+        if tensor is None or (name == "b" and is_constant(tensor)):
+            continue
+        if zero_points(match, name).dtype.name != context.target.activation:
+            return (
+                f"Its input is {zero_points(match, name).dtype}; integer kernels here want {context.target.activation}."
+            )
+        if scales(match, name).size != 1:
+            return "Its input has a scale for each channel; integer kernels want one for the tensor."
+    return None
+
+
+def constant_weight(match: Match, graph: Graph, context: Context) -> str | None:
+    """An 8-bit weight with its scales along the output channels."""
+    tensor, node = match["w"], match.nodes["layer"]
+    if not is_constant(tensor):
+        return "Its weight is no constant."
+    if zero_points(match, "w").dtype.itemsize != 1:
+        return f"Its weight is {zero_points(match, 'w').dtype}; integer kernels want 8 bits."
+    rank = len(tensor.shape or ())
+    if node.op != "Conv" and rank != 2:
+        return f"Its weight has {rank} axes; integer kernels want 2."
+    if scales(match, "w").size > 1:
+        channels = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
+        axis = int(match.nodes["w_dequantize"].attrs.get("axis", 1)) % rank
+        if axis != channels:
+            return f"Its weight has scales along axis {axis}, not along the output channels (axis {channels})."
+    if node.op == "Gemm" and (node.attrs.get("transA", 0) or node.attrs.get("alpha", 1.0) != 1.0):
+        return "A Gemm with transA or alpha has no integer kernel."
+    return None
+
+
+def flat_bias(match: Match, graph: Graph, context: Context) -> str | None:
+    """A constant bias with one number for each output channel."""
+    bias = match.get("bias") or match.get("float_bias")
+    if bias is None:
+        return None
+    if not is_constant(bias):
+        return "Its bias is no constant."
+    node, shape = match.nodes["layer"], match["w"].shape or ()
+    channels = shape[0] if node.op == "Conv" or node.attrs.get("transB", 0) else shape[1]
+    if int(np.prod([int(s) for s in bias.shape or ()])) != channels:  # type: ignore[arg-type]
+        return "Its bias does not have one number for each output channel."
+    return "A Gemm with beta has no integer kernel." if node.attrs.get("beta", 1.0) != 1.0 else None
+
+
+def saturates(match: Match, graph: Graph, context: Context) -> str | None:
+    """The activation does no more than the ends of the output range do."""
+    node = match.nodes.get("activation")
+    if node is None:
+        return None
+    limits = clip_limits(node)
+    if limits is None:
+        return f"The limits of {node.op} '{node.name}' are no constants."
+    low, high = output_range(match)
+    half = float(scales(match, "y")) / 2
+    if low < limits[0] - half or high > limits[1] + half:
+        return f"Its output range [{low:.6g}, {high:.6g}] goes beyond what {node.op} lets through."
+    return None
+
+
+def two_axes(match: Match, graph: Graph, context: Context) -> str | None:
+    """QGemm multiplies matrices, and adds a bias; QLinearMatMul takes any rank, but no bias."""
+    node = match.nodes["layer"]
+    rank = len(match["x"].shape or node.inputs[0].shape or ()) or None
+    if node.op == "Gemm" or ("add" not in match.nodes) or rank == 2:
+        return None
+    return "An integer output with a bias needs a matrix as input."
+
+
+def same_scale(match: Match, graph: Graph, context: Context) -> str | None:
+    """An operator that moves values cannot change their scale."""
+    if np.array_equal(scales(match, "x"), scales(match, "y")) and np.array_equal(
+        zero_points(match, "x"), zero_points(match, "y")
+    ):
+        return None
+    return "Its input and output have different scales, and it only moves values."
+
+
+def nearest(match: Match, graph: Graph, context: Context) -> str | None:
+    """Resize may only copy pixels."""
+    node = match.nodes["layer"]
+    if node.op == "Resize" and node.attrs.get("mode", "nearest") != "nearest":
+        return "Resize computes new values between the old ones, in floats."
+    return "Before opset 12, MaxPool takes no integers." if node.op == "MaxPool" and graph.opset < 12 else None
+
+
+def scales(match: Match, name: str) -> Array:
+    """The scale of a quantized tensor, 0-d where it is one number."""
+    values = weight(match[f"{name}_scale"])
+    return values.reshape(()) if values.size == 1 else values
+
+
+def zero_points(match: Match, name: str) -> Array:
+    """The zero point of a quantized tensor; zeros of its type where none is given."""
+    tensor = match.get(f"{name}_zero_point")
+    if tensor is None:
+        dtype = np.uint8 if name == "y" else match[name].dtype or np.dtype(np.uint8)
+        return np.zeros(scales(match, name).shape, dtype)
+    values = weight(tensor)
+    return values.reshape(()) if values.size == 1 else values
+
+
+def output_range(match: Match) -> tuple[float, float]:
+    """What the quantized output can represent."""
+    zero_point = zero_points(match, "y")
+    low, high = representable(scales(match, "y"), zero_point, FORMATS[zero_point.dtype.name])
+    return float(low), float(high)
+
+
+def parameters(match: Match, graph: Graph, name: str) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a quantized tensor as inputs of an integer operator; existing constants are shared."""
+    scale, zero_point = match[f"{name}_scale"], match.get(f"{name}_zero_point")
+    plain = scales(match, name)
+    if scale.shape != plain.shape:
+        scale = graph.constant(f"{name}_scale", plain)
+    if zero_point is None or tuple(zero_point.shape or ()) != plain.shape:
+        zero_point = graph.constant(f"{name}_zero_point", np.broadcast_to(zero_points(match, name), plain.shape))
+    return scale, zero_point
+
+
+def float_bias(match: Match) -> Array | None:
+    """The bias in floats, one number for each output channel."""
+    if (stored := match.get("float_bias")) is not None:
+        return weight(stored).reshape(-1)
+    if (bias := match.get("bias")) is None:
+        return None
+    values = weight(bias)
+    scale = scales(match, "bias")
+    return dequantize(values, scale, zero_points(match, "bias"), axis=0 if scale.ndim else None).reshape(-1)
+
+
+def integer_bias(match: Match, graph: Graph) -> Tensor | None:
+    """The bias as int32 with scale = input scale * weight scale; the stored integers where they have that scale."""
+    if (floats := float_bias(match)) is None:
+        return None
+    values, scale = quantize_bias(floats, scales(match, "x"), scales(match, "w"))
+    stored = match.get("bias")
+    if stored is not None and stored.dtype == np.int32 and len(stored.shape or ()) == 1:
+        same = np.allclose(np.broadcast_to(scales(match, "bias"), scale.shape), scale, rtol=1e-6, atol=0)
+        if same and not zero_points(match, "bias").any():
+            return stored
+    return graph.constant(f"{match.nodes['layer'].name}_bias_quantized", values)
+
+
+def build_conv(match: Match, graph: Graph, context: Context) -> None:
+    """QLinearConv; an activation is what saturation at the ends of its output range does."""
+    layer = match.nodes["layer"]
+    y = parameters(match, graph, "y")
+    inputs = [match["x"], *parameters(match, graph, "x"), match["w"], *parameters(match, graph, "w"), *y]
+    bias = integer_bias(match, graph)
+    graph.add("QLinearConv", [*inputs, *([bias] if bias else [])], [match.output], name=layer.name, **layer.attrs)
+
+
+def build_clipped_conv(match: Match, graph: Graph, context: Context) -> None:
+    """QLinearConv and the activation on its integers, for ranges that reach beyond the activation (symmetric ones)."""
+    limits = clip_limits(match.nodes["activation"])
+    assert limits is not None
+    scale, zero_point = scales(match, "y"), zero_points(match, "y")
+    form = FORMATS[zero_point.dtype.name]
+    ends = [np.clip(np.rint(np.float32(end) / scale) + zero_point, form.qmin, form.qmax) for end in limits]
+    output, match.output = match.output, graph.variable(f"{match.output.name}_unclipped")
+    build_conv(match, graph, context)
+    bounds = [graph.constant(f"{output.name}_limit", np.asarray(end, form.dtype)) for end in ends]
+    graph.add("Clip", [match.output, *bounds], [output], name=match.nodes["activation"].name)
+
+
+def clip_takes_integers(match: Match, graph: Graph, context: Context) -> str | None:
+    """Clip on integers came with opset 12."""
+    if clip_limits(match.nodes["activation"]) is None:
+        return "The limits of its activation are no constants."
+    return None if graph.opset >= 12 else "Before opset 12, Clip takes no integers."
+
+
+def stored_weight(match: Match, graph: Graph) -> Tensor:
+    """The weight of a linear layer as [inputs, outputs]."""
+    if not match.nodes["layer"].attrs.get("transB", 0):
+        return match["w"]
+    return graph.constant(f"{match['w'].name}_transposed", np.ascontiguousarray(weight(match["w"]).T))
+
+
+def build_linear_float(match: Match, graph: Graph, context: Context) -> None:
+    """MatMulIntegerToFloat; a zero point of zeros is left out, which saves the runtime a correction."""
+    scale, zero_point = parameters(match, graph, "w")
+    x_scale, x_zero_point = parameters(match, graph, "x")
+    symmetric = not weight(zero_point).any()
+    bias = float_bias(match)
+    stored = match.get("float_bias")
+    if stored is not None and len(stored.shape or ()) == 1:
+        last: list[Tensor] = [stored]
+    else:
+        last = [] if bias is None else [graph.constant(f"{match.nodes['layer'].name}_bias", bias)]
+    inputs = [match["x"], stored_weight(match, graph), x_scale, scale, x_zero_point, None if symmetric else zero_point]
+    name = match.nodes["layer"].name
+    graph.add("MatMulIntegerToFloat", [*inputs, *last], [match.output], name=name, domain=MICROSOFT)
+
+
+def build_linear_integer(match: Match, graph: Graph, context: Context) -> None:
+    """QGemm with a bias, QLinearMatMul without."""
+    layer = match.nodes["layer"]
+    x, w, y = (parameters(match, graph, name) for name in ("x", "w", "y"))
+    if layer.op == "MatMul" and "add" not in match.nodes:
+        inputs = [match["x"], *x, match["w"], *w, *y]
+        graph.add("QLinearMatMul", inputs, [match.output], name=layer.name)
+        return
+    transposed = int(layer.attrs.get("transB", 0))
+    gemm = [match["x"], *x, match["w"], *w, integer_bias(match, graph), *y]
+    graph.add("QGemm", gemm, [match.output], name=layer.name, domain=MICROSOFT, transB=transposed)
+
+
+def build_product(match: Match, graph: Graph, context: Context) -> None:
+    """The product of two activations, with integers or floats coming out."""
+    (a_scale, a_zero), (b_scale, b_zero) = (parameters(match, graph, name) for name in ("a", "b"))
+    name = match.nodes["layer"].name
+    if "quantize" in match.nodes:
+        inputs = [match["a"], a_scale, a_zero, match["b"], b_scale, b_zero, *parameters(match, graph, "y")]
+        graph.add("QLinearMatMul", inputs, [match.output], name=name)
+    else:
+        mixed = [match["a"], match["b"], a_scale, b_scale, a_zero, b_zero]
+        graph.add("MatMulIntegerToFloat", mixed, [match.output], name=name, domain=MICROSOFT)
+
+
+def build_unary(match: Match, graph: Graph, context: Context) -> None:
+    """A function of one tensor; Relu is LeakyRelu with slope 0."""
+    layer = match.nodes["layer"]
+    attributes: dict[str, Any] = dict(layer.attrs)
+    if layer.op == "Relu":
+        attributes["alpha"] = 0.0
+    if layer.op.endswith("AveragePool"):
+        attributes["channels_last"] = 0
+    if layer.op == "Softmax":
+        attributes["opset"] = graph.opset
+        attributes.setdefault("axis", -1 if graph.opset >= 13 else 1)
+    inputs = [match["x"], *parameters(match, graph, "x"), *parameters(match, graph, "y")]
+    graph.add(UNARY[layer.op], inputs, [match.output], name=layer.name, domain=MICROSOFT, **attributes)
+
+
+def build_binary(match: Match, graph: Graph, context: Context) -> None:
+    """Sum or product, element by element."""
+    layer = match.nodes["layer"]
+    sides = [part for name in ("a", "b") for part in (match[name], *parameters(match, graph, name))]
+    inputs = [*sides, *parameters(match, graph, "y")]
+    graph.add(BINARY[layer.op], inputs, [match.output], name=layer.name, domain=MICROSOFT)
+
+
+def build_mover(match: Match, graph: Graph, context: Context) -> None:
+    """The same operator, on integers."""
+    layer = match.nodes["layer"]
+    graph.add(layer.op, [match["x"], *layer.inputs[1:]], [match.output], name=layer.name, **layer.attrs)
+
+
+def build_concat(match: Match, graph: Graph, context: Context) -> None:
+    """Concat where all parts share the scale of the whole, QLinearConcat where they do not."""
+    layer = match.nodes["Concat"]
+    parts = [f"x{index}" for index in range(len(layer.inputs))]
+    y_scale, y_zero = scales(match, "y"), zero_points(match, "y")
+    if all(np.array_equal(scales(match, p), y_scale) and np.array_equal(zero_points(match, p), y_zero) for p in parts):
+        graph.add("Concat", [match[p] for p in parts], [match.output], name=layer.name, **layer.attrs)
+        return
+    sides = [item for part in parts for item in (match[part], *parameters(match, graph, part))]
+    inputs = [*parameters(match, graph, "y"), *sides]
+    graph.add("QLinearConcat", inputs, [match.output], name=layer.name, domain=MICROSOFT, **layer.attrs)
+
+
+def activation_behind(inner: Pattern) -> Pattern:
+    """A layer with or without an activation behind it."""
+    return Either((Around(("Relu", "Clip"), inner, "activation"), inner))
+
+
+LAYER = (unsigned, constant_weight, flat_bias, inner_read_once)
+RULES = (
+    Rule("QLinearConv", q(activation_behind(CONV)), build_conv, "layer", (*LAYER, saturates)),
+    Rule(
+        "QLinearConv, Clip",
+        q(Around(("Relu", "Clip"), CONV, "activation")),
+        build_clipped_conv,
+        "layer",
+        (*LAYER, clip_takes_integers),
+    ),
+    Rule("QGemm", q(activation_behind(LINEAR)), build_linear_integer, "layer", (*LAYER, saturates, two_axes)),
+    Rule("MatMulIntegerToFloat", LINEAR, build_linear_float, "layer", LAYER),
+    Rule(
+        "QLinearMatMul",
+        q(Op("MatMul", (dq("a"), dq("b")), name="layer")),
+        build_product,
+        "layer",
+        (unsigned, inner_read_once),
+    ),
+    Rule("MatMulIntegerToFloat", Op("MatMul", (dq("a"), dq("b")), name="layer"), build_product, "layer", (unsigned,)),
+    Rule(
+        "QLinear operator",
+        q(Op(tuple(UNARY), (dq("x"),), name="layer")),
+        build_unary,
+        "layer",
+        (unsigned, inner_read_once),
+    ),
+    Rule(
+        "QLinear operator",
+        q(Op(tuple(BINARY), (dq("a"), dq("b")), name="layer")),
+        build_binary,
+        "layer",
+        (unsigned, inner_read_once),
+    ),
+    Rule("Concat", q(Each("Concat", lambda index: dq(f"x{index}"))), build_concat, "Concat"),
+    Rule(
+        "integers",
+        q(Around(MOVERS, dq("x"), "layer")),
+        build_mover,
+        "layer",
+        (unsigned, inner_read_once, same_scale, nearest),
+    ),
+)
