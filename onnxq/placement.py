@@ -91,12 +91,18 @@ def _draft_layer(graph: Graph, node: Node, target: Target, draft: Draft) -> None
     if isinstance(layer, str):
         draft.reasons[node.name] = layer
         return
-    if node.op == "Conv" and _channels(layer) < target.stem_channels:
+    if _is_stem(layer, target):
         draft.reasons[node.name] = f"A convolution over {_channels(layer)} channels is faster in float here."
         return
     draft.layers[node.name] = layer
     draft.integer.update((layer.data.name, layer.output.name))
     draft.reasons.update({part.name: f"Part of layer '{node.name}'." for part in layer.tail})
+
+
+def _is_stem(layer: Layer, target: Target) -> bool:
+    """A convolution over few channels whose output only convolutions read: others would then run in floats too."""
+    readers = layer.output.outputs
+    return layer.node.op == "Conv" and _channels(layer) < target.stem_channels and all(r.op == "Conv" for r in readers)
 
 
 def _channels(layer: Layer) -> int:

@@ -134,7 +134,7 @@ def _fitted(value: ArrayLike, spec: TensorSpec, where: str) -> np.ndarray:
             f"{where}: input {spec.name!r} is {array.dtype} and would lose values as {spec.dtype}. "
             f"The model expects {spec}; convert the data to {spec.dtype}."
         )
-    return np.require(converted, requirements=["C", "E"])
+    return np.require(converted, requirements=["C", "A", "E"])
 
 
 def _check_shape(array: np.ndarray, spec: TensorSpec, where: str) -> None:

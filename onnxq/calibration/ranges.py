@@ -77,7 +77,7 @@ def entropy(h: Histogram, levels: int = 256) -> Range:
         # each candidate costs `levels` logarithms, so two ends start coarser than one
         points = 33 if first < 0 < last else 513
         low, high = np.rint(_search(_divergence(h.counts, levels), low, high, points))
-    return max(low * h.width, min(h.low, 0.0)), min(high * h.width, max(h.high, 0.0))
+    return max(float(low) * h.width, min(h.low, 0.0)), min(float(high) * h.width, max(h.high, 0.0))
 
 
 def mse(h: Histogram, format: Format = UINT8, symmetric: bool = False) -> Range:
@@ -138,7 +138,9 @@ def _search(cost: Cost, lowest: float, highest: float, points: int) -> Float64Ar
 
 
 def _divergence(counts: Counts, levels: int) -> Cost:
-    """Kullback-Leibler divergence of `entropy`, times the number of values; inf below `levels` bins.
+    """Kullback-Leibler divergence of `entropy`, times the number of values.
+
+    It is inf for a range of fewer than `levels` bins, and for one that no value lies in.
 
     With c the counts, C_j and E_j the values and the non-empty bins of level j, T all values and M those
     inside, sum P ln(P / Q) = sum c ln c - T ln T - sum C_j ln(C_j / E_j) + T ln M. Prefix sums over the bins
@@ -156,17 +158,16 @@ def _divergence(counts: Counts, levels: int) -> Cost:
         edges = first[:, None] + np.arange(levels + 1) * (last - first)[:, None] // levels
         inside, filled = np.diff(before[edges]), np.diff(filled_before[edges])
         reference, own = inside.copy(), self_before[last] - self_before[first]
-        outer = np.maximum(last - 1, 0)
-        tails = ((0, np.minimum(first, 2 * BINS - 1), before[first]), (-1, outer, total - before[last]))
-        for level, end_bin, tail in tails:
+        for level, end_bin, tail in ((0, first, before[first]), (-1, last - 1, total - before[last])):
             reference[:, level] += tail
             own += _x_log_x(mass[end_bin] + tail) - _x_log_x(mass[end_bin])
             filled[:, level] += (mass[end_bin] == 0) & (tail > 0)
         # a level that holds only a tail would give Q = 0: ln 0 becomes ln EMPTY
         spread = np.maximum(inside / np.maximum(filled, 1), EMPTY)
-        kept = np.maximum(before[last] - before[first], EMPTY)
-        divergence = own - _x_log_x(total) - (reference * np.log(spread)).sum(axis=1) + total * np.log(kept)
-        return np.where(last - first < levels, np.inf, divergence)
+        kept = before[last] - before[first]
+        divergence = own - _x_log_x(total) - (reference * np.log(spread)).sum(axis=1)
+        divergence += total * np.log(np.maximum(kept, 1))
+        return np.where((last - first < levels) | (kept == 0), np.inf, divergence)
 
     return cost
 

@@ -200,8 +200,7 @@ class Histogram:
         if values.size == 0:
             return cls(_no_counts(), SMALLEST_EXPONENT, 0, *odd)
         low, high = float(seen.low), float(seen.high)
-        # amax = m * 2**e with m < 1 gives amax < BINS * 2**(e - 12), and no smaller exponent does
-        exponent = max(int(np.frexp(max(-low, high))[1]) - (BINS.bit_length() - 1), SMALLEST_EXPONENT)
+        exponent = _exponent(max(-low, high))
         counts, zeros = _count(values, exponent)
         return cls(counts, exponent, zeros, *odd, low, high)
 
@@ -265,6 +264,14 @@ def _real(x: ArrayLike) -> Real:
         raise TypeError(f"{values.dtype} has no range. Give real numbers.")
     dtype = np.float32 if np.can_cast(values.dtype, np.float32) else np.float64
     return values.astype(dtype, copy=False)
+
+
+def _exponent(amax: float) -> int:
+    """The smallest exponent with amax < BINS * 2**exponent."""
+    if amax == 0:
+        return SMALLEST_EXPONENT
+    # amax = m * 2**e with 1/2 <= m < 1
+    return max(int(np.frexp(amax)[1]) - (BINS.bit_length() - 1), SMALLEST_EXPONENT)
 
 
 def _count(x: Real, exponent: int) -> tuple[Counts, int]:

@@ -1,8 +1,9 @@
 """How far two arrays are apart: signal to noise, direction, decisions, probabilities.
 
-Everything is summed in float64, whose range holds the squares of float32 values. Positions where both arrays hold the same infinity, or both NaN, agree and are
-left out (attention masks are full of -inf). Any other NaN or infinity is an unbounded error, and the result is
-the worst value of the metric. Shapes that differ raise ValueError.
+Everything is summed in float64, whose range holds the squares of float32 values. Positions where both arrays
+hold the same infinity, or both NaN, agree and are left out (attention masks are full of -inf). Any other NaN or
+infinity is an unbounded error, and the result is the worst value of the metric. Shapes that differ raise
+ValueError.
 """
 
 from __future__ import annotations
