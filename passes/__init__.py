@@ -12,7 +12,12 @@ from onnxq.passes.fold_integer import FoldInteger
 from onnxq.passes.fuse_batchnorm import FuseBatchnorm
 from onnxq.passes.fuse_pad import FusePad
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.quantize_dynamic import QuantizeDynamic
+from onnxq.passes.quantize_embeddings import QuantizeEmbeddings
+from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.remove_identity import RemoveIdentity
+from onnxq.passes.restore_weights import RestoreWeights
+from onnxq.passes.unsigned_activations import UnsignedActivations
 from onnxq.pipeline import Pass
 
 NORMALIZE: tuple[Pass, ...] = (
@@ -23,12 +28,21 @@ NORMALIZE: tuple[Pass, ...] = (
 )
 """What every model goes through before anybody decides about it."""
 
-STATIC: tuple[Pass, ...] = (InsertQdq(),)
-"""Write a plan with static integers into the graph."""
+QUANTIZE: tuple[Pass, ...] = (
+    QuantizeEmbeddings(),
+    QuantizeDynamic(),
+    QuantizeWeights(),
+    InsertQdq(),  # last: only static operators are written as Q/DQ
+)
+"""Write the plan into the graph; each pass takes the nodes of its own treatment."""
 
-FOLD: tuple[Pass, ...] = (FoldInteger(),)
+FOLD: tuple[Pass, ...] = (
+    UnsignedActivations(),  # before folding: the kernels take unsigned activations only
+    FoldInteger(),
+    RestoreWeights(),  # after folding: what is still dequantized found no kernel
+)
 """From Q/DQ to the operators that the target runs."""
 
-PIPELINES = {"normalize": NORMALIZE, "static": STATIC, "fold": FOLD}
+PIPELINES = {"normalize": NORMALIZE, "quantize": QUANTIZE, "fold": FOLD}
 
-__all__ = ["FOLD", "NORMALIZE", "PIPELINES", "STATIC"]
+__all__ = ["FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE"]

@@ -69,11 +69,10 @@ def q(inner: Pattern) -> Pattern:
 
 BIAS = Either((dq("bias"), Bind("float_bias", constant=True)))
 MATMUL = Op("MatMul", (dq("x"), dq("w")), name="layer")
-LINEAR = Either(
+BIASED = Either(
     (
         Op("Gemm", (dq("x"), dq("w"), Missing(BIAS)), name="layer"),
         Op("Add", (MATMUL, BIAS), name="add", swap=True),
-        MATMUL,
     )
 )
 CONV = Op("Conv", (dq("x"), dq("w"), Missing(BIAS)), name="layer")
@@ -379,8 +378,10 @@ RULES = (
         "layer",
         (*LAYER, clip_takes_integers),
     ),
-    Rule("QGemm", q(activation_behind(LINEAR)), build_linear_integer, "layer", (*LAYER, saturates, two_axes)),
-    Rule("MatMulIntegerToFloat", LINEAR, build_linear_float, "layer", LAYER),
+    Rule("QGemm", q(activation_behind(BIASED)), build_linear_integer, "layer", (*LAYER, saturates, two_axes)),
+    Rule("QLinearMatMul", q(activation_behind(MATMUL)), build_linear_integer, "layer", (*LAYER, saturates)),
+    Rule("MatMulIntegerToFloat", BIASED, build_linear_float, "layer", LAYER),  # the bias before the bare product
+    Rule("MatMulIntegerToFloat", MATMUL, build_linear_float, "layer", LAYER),
     Rule(
         "QLinearMatMul",
         q(Op("MatMul", (dq("a"), dq("b")), name="layer")),

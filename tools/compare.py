@@ -168,14 +168,31 @@ def _limit_threads(threads: int) -> None:
 
 
 def _preprocess(model: str, prepared: Path) -> Path:
-    """Symbolic shape inference fails on some exports ("Incomplete symbolic shape inference"): do without it there."""
+    """Bring the model to what the quantizer needs, as a patient user would.
+
+    Opset 13: below it, its per-channel models do not load. Symbolic shape inference fails on some exports
+    ("Incomplete symbolic shape inference"): it is left out there.
+    """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    model = _with_opset_13(model, prepared.with_name("opset13.onnx"))
     try:
         quant_pre_process(model, prepared)
     except Exception:
         quant_pre_process(model, prepared, skip_symbolic_shape=True)
     return prepared
+
+
+def _with_opset_13(model: str, converted: Path) -> str:
+    """The path of the model itself, or of a copy if its opset is older."""
+    import onnx
+    from onnx.version_converter import convert_version
+
+    loaded = onnx.load(model, load_external_data=False)
+    if next(entry.version for entry in loaded.opset_import if entry.domain in ("", "ai.onnx")) >= 13:
+        return model
+    onnx.save(convert_version(loaded, 13), converted)
+    return str(converted)
 
 
 class _Reader:
@@ -247,12 +264,12 @@ class Case:
         out.parent.mkdir()
         run = run_tool(peer.command(self.model, self.data, out, self.threads))
         if run.error:
-            return Row(str(peer), run, run.error), None
+            return Row(str(peer), run, run.error.replace(f"{folder}{os.sep}", "")), None
         try:
             session = open_model(out, self.threads)
             scores = self.task.judge(self.reference, outputs(session, self.task, self.test), self.test)
         except Exception as error:  # whatever the peer's model does wrong is the peer's result
-            return Row(str(peer), run, _last_line(str(error), 1)), None
+            return Row(str(peer), run, _last_line(str(error).replace(f"{folder}{os.sep}", ""), 1)), None
         return Row(str(peer), run, scores=scores, size=size(out) / self.model.stat().st_size), session
 
 
@@ -296,16 +313,15 @@ def _cells(row: Row, scores: Sequence[str], batches: Sequence[str]) -> list[str]
     run = row.run
     return [
         row.peer,
-        *(_number(row.scores[name]) if row.scores else "failed" for name in scores),
+        *(_score(name, row.scores[name]) if row.scores else "failed" for name in scores),
         *(f"{row.milliseconds[b]:.2f} **{row.speedup[b]:.2f}x**" if row.speedup else "" for b in batches),
         *([f"{run.seconds:.1f}", f"{run.cpu_seconds:.1f}", f"{run.peak_mib:.0f}"] if run else [""] * 3),
         f"{row.size:.3f}" if row.size else "",
     ]
 
 
-def _number(value: float) -> str:
-    """Four decimals for shares and correlations, two for the rest."""
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+def _score(name: str, value: float) -> str:
+    return f"{value:.4f}" if "cos" in name or "Spearman" in name else f"{value:.2f}"
 
 
 def conditions(threads: int) -> dict[str, Any]:
@@ -367,10 +383,16 @@ def _default_peers(task: Task) -> list[Peer]:
 
 def _save(arguments: argparse.Namespace, tables: Mapping[str, Sequence[Row]]) -> None:
     if arguments.json:
-        models = {key: [asdict(row) for row in rows] for key, rows in tables.items()}
+        models = {key: [_plain(row) for row in rows] for key, rows in tables.items()}
         arguments.json.write_text(json.dumps({**conditions(arguments.threads), "models": models}, indent=1) + "\n")
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(markdown(key, rows) for key, rows in tables.items()))
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """The row as JSON has it: no infinity, which is the SQNR of the float model against itself."""
+    scores = {name: value if np.isfinite(value) else None for name, value in row.scores.items()}
+    return {**asdict(row), "scores": scores}
 
 
 if __name__ == "__main__":

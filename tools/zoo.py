@@ -282,7 +282,7 @@ def split_imagenet(zoo: Path, prepare: Callable[[Array], Array], name: str = "in
         labels = np.array([int(files[i].stem) for i in chosen])
         return Items({name: _channels_first(prepare(pixels))}, {"labels": labels})
 
-    return items(order[:128]), items(order[128:])
+    return Items(items(order[:128]).feeds), items(order[128:])
 
 
 def standardize(pixels: Array) -> Array:

@@ -99,7 +99,7 @@ def test_halves_infinities_and_signed_zeros_equal_onnxruntime(format: Format) ->
 def test_one_grid_per_channel_equals_onnxruntime(format: Format, axis: int) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 5, 4)).astype(np.float32)
-    channels = x.shape[axis]
+    channels = (x.shape[axis],)
     scale = rng.uniform(0.001, 0.5, channels).astype(np.float32)
     zero = rng.integers(format.qmin, format.qmax + 1, channels).astype(format.dtype)
     assert_same_as_onnxruntime(x, scale, zero, format, axis)
@@ -181,7 +181,7 @@ def test_symmetric_parameters(format: Format, zero: int) -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_a_tensor_of_zeros_has_scale_one_and_represents_zero(format: Format, symmetric: bool) -> None:
     scale, zero = parameters(0.0, 0.0, format, symmetric=symmetric)
-    assert pair((scale, zero)) == (1, format.middle if symmetric else format.qmin)
+    assert pair((scale, zero)) == (np.float32(1), format.middle if symmetric else format.qmin)
     assert fake_quantize(0.0, scale, zero, format) == 0
 
 
