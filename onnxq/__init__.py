@@ -1,1 +1,45 @@
-"""onnxq makes ONNX models small and fast without breaking them."""
+"""onnxq makes ONNX models small and fast without breaking them.
+
+import onnxq
+
+result = onnxq.optimize("model.onnx", "model.int8.onnx", data="calibration.npz")
+print(result.proof.speedup, result.proof.cosine)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxq.api import Options, Result, bench, calibrate, describe_passes, inspect, optimize, validate
+    from onnxq.errors import OnnxqError
+    from onnxq.plan import Plan
+    from onnxq.recipe import Recipe
+    from onnxq.validate import Proof
+
+HOMES = {
+    "Options": "onnxq.api",
+    "Result": "onnxq.api",
+    "bench": "onnxq.api",
+    "calibrate": "onnxq.api",
+    "inspect": "onnxq.api",
+    "optimize": "onnxq.api",
+    "describe_passes": "onnxq.api",
+    "validate": "onnxq.api",
+    "OnnxqError": "onnxq.errors",
+    "Plan": "onnxq.plan",
+    "Proof": "onnxq.validate",
+    "Recipe": "onnxq.recipe",
+}
+"""Where the public names live; they are imported when they are first used, so that `onnxq --help` is quick."""
+
+__version__ = "0.1.0"
+
+__all__ = [*HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    raise AttributeError(f"module 'onnxq' has no attribute '{name}'")

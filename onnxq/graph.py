@@ -143,6 +143,11 @@ def is_constant(tensor: Tensor) -> bool:
     return isinstance(tensor, Constant)
 
 
+def is_external(tensor: Tensor) -> bool:
+    """Whether a weight lies in a file of its own."""
+    return isinstance(tensor, Constant) and isinstance(tensor._values, Stored) and tensor._values.external
+
+
 @dataclass
 class Graph:
     """A model that passes edit.
@@ -181,6 +186,10 @@ class Graph:
             found.update((t.name, t) for t in (*node.inputs, *node.outputs) if t.name)
         found.update((t.name, t) for t in self.outputs)
         return found
+
+    def weights(self) -> list[Constant]:
+        """Every weight that a node reads, each once."""
+        return [tensor for tensor in self.tensors().values() if isinstance(tensor, Constant)]
 
     def fresh(self, wish: str) -> str:
         """A name that no node and no tensor has: the wish itself, or with a number behind it."""

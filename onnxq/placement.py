@@ -20,8 +20,10 @@ from onnxq.layers import Layer, layer_of
 from onnxq.numerics.affine import parameters
 from onnxq.numerics.formats import FORMATS
 from onnxq.plan import NodePlan, Plan, TensorPlan, Treatment
-from onnxq.recipe import RangeRule, Recipe
+from onnxq.recipe import Mode, RangeRule, Recipe
 from onnxq.targets import Target
+
+BESIDE_FLOATS = "Its neighbours are float: Q and DQ around it would cost more than it saves."
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def place(graph: Graph, target: Target, recipe: Recipe) -> Placement:
     draft = _first_draft(graph, target, recipe)
     while _prune(graph, target, draft):
         pass
-    nodes = _node_plans(graph, draft, recipe)
+    nodes = _node_plans(graph, target, draft, recipe)
     tensors, asked = _tensors(graph, target, draft)
     fixed = {
         node.outputs[0].name: target.fixed[node.op]
@@ -142,9 +144,7 @@ def _prune(graph: Graph, target: Target, draft: Draft) -> bool:
     floats = [
         layer.output.name
         for layer in draft.layers.values()
-        if layer.linear
-        and layer.output.name in draft.integer - read
-        and not _all_integer(graph, layer.output, draft)
+        if layer.linear and layer.output.name in draft.integer - read and not _all_integer(graph, layer.output, draft)
     ]
     draft.integer.difference_update(floats)
     return bool(dropped or floats)
@@ -155,7 +155,7 @@ def _all_integer(graph: Graph, tensor: Tensor, draft: Draft) -> bool:
     return not graph.kept(tensor) and bool(tensor.outputs) and all(id(n) in integer for n in tensor.outputs)
 
 
-def _node_plans(graph: Graph, draft: Draft, recipe: Recipe) -> dict[str, NodePlan]:
+def _node_plans(graph: Graph, target: Target, draft: Draft, recipe: Recipe) -> dict[str, NodePlan]:
     plans: dict[str, NodePlan] = {}
     for node in graph.nodes:
         if node.name in draft.layers:
@@ -167,6 +167,10 @@ def _node_plans(graph: Graph, draft: Draft, recipe: Recipe) -> dict[str, NodePla
             plans[node.name] = NodePlan(op=node.op, treatment=Treatment.STATIC, reason="Between integer operators.")
         elif node.name in draft.reasons:
             plans[node.name] = NodePlan(op=node.op, treatment=Treatment.FLOAT, reason=draft.reasons[node.name])
+        elif any(t.dtype == np.float32 for t in node.outputs):
+            known = node.op in target.followers | target.movers | target.joins and not node.domain
+            reason = BESIDE_FLOATS if known else f"The target '{target.name}' has no integer kernel for {node.op}."
+            plans[node.name] = NodePlan(op=node.op, treatment=Treatment.FLOAT, reason=reason)
     return plans
 
 
@@ -288,3 +292,17 @@ def _range(name: str, statistics: Statistics, recipe: Recipe, rule: RangeRule) -
     else:
         low, high = ranges.minmax(seen.histogram)
     return float(low), float(high), f"Range by {rule}."
+
+
+def needed_opset(graph: Graph, placement: Placement, recipe: Recipe, mode: Mode) -> int:
+    """The lowest opset that has every operator which the placement leads to."""
+    static = {plan.op for plan in placement.nodes.values() if plan.treatment is Treatment.STATIC}
+    if mode == "dynamic-int8":
+        return 11  # DynamicQuantizeLinear
+    if not static:
+        return graph.opset
+    if recipe.format == "qdq":
+        return 13  # DequantizeLinear with a scale for each channel
+    if "MaxPool" in static or recipe.activation.symmetric:
+        return 12  # MaxPool and Clip on integers
+    return 10  # QLinearConv, QuantizeLinear

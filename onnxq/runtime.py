@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,23 +200,25 @@ def interleave(sessions: Sequence[Session], feeds: Feeds, *, seconds: float = 4.
     ]
 
 
-def resident_memory() -> int:
-    """Bytes of memory that this process holds now; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return 0
+LOAD_AND_RUN = """
+import resource, sys, numpy, onnxruntime
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+model, provider, feeds = sys.argv[1], sys.argv[2], dict(numpy.load(sys.argv[3]))
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+before = held()
+session = onnxruntime.InferenceSession(model, options, providers=[provider])
+session.run(None, feeds)
+print(held() - before)
+"""
 
 
-@contextmanager
-def quiet_stderr() -> Iterator[None]:
-    """The runtime writes some warnings to the file descriptor itself; keep them out of the user's terminal."""
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+def loaded_memory(model: Path, feeds: Feeds, provider: str = CPU) -> int:
+    """Bytes that a loaded model takes after one run, measured in a process of its own; 0 where that cannot be told."""
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "feeds.npz"
+        np.savez(stored, **feeds)  # type: ignore[arg-type]
+        command = [sys.executable, "-c", LOAD_AND_RUN, str(model), provider, str(stored)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return max(int(done.stdout), 0) if done.returncode == 0 and done.stdout.strip().lstrip("-").isdigit() else 0

@@ -1,0 +1,234 @@
+"""From a float graph to a quantized one: prepare, plan, quantize, fold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxq import runtime
+from onnxq.calibration.collect import Progress, Statistics, collect, load_statistics, non_finite, silent
+from onnxq.calibration.data import Data
+from onnxq.errors import DataError, RecipeError, UnsupportedModel
+from onnxq.graph import Graph, is_constant, to_model, upgrade
+from onnxq.passes import FOLD, NORMALIZE, QUANTIZE
+from onnxq.pipeline import Context, Outcome, Pass, run
+from onnxq.placement import Placement, decide, embeddings, needed_opset, place, place_linear
+from onnxq.plan import Plan, Treatment
+from onnxq.recipe import Mode, Recipe
+from onnxq.rewrite import Change
+from onnxq.spec import Fact, has_integer_operators, has_qdq
+from onnxq.targets import TARGETS
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"})
+"""Operators that a user expects to be quantized."""
+
+OLDEST_OPSET = 10
+"""The first opset with integer operators."""
+
+
+class Nothing(Exception):
+    """There is nothing to do for this model, for the reason that it carries."""
+
+
+@dataclass
+class Build:
+    """A model on its way, and the record of what happened to it.
+
+    Attributes:
+        graph: as it is now.
+        recipe: what was asked for.
+        mode: what is built; never `auto`.
+        plan: every decision, once they are made.
+        changes: by name of the pass.
+        warnings: what a careful person would want to know.
+        seconds: time by stage.
+        progress: told what is going on.
+    """
+
+    graph: Graph
+    recipe: Recipe
+    mode: Mode
+    plan: Plan | None = None
+    changes: dict[str, list[Change]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    progress: Progress = silent
+
+    @property
+    def context(self) -> Context:
+        """What passes may read."""
+        return Context(TARGETS[self.recipe.target], self.plan)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def apply(self, passes: Sequence[Pass], given: frozenset[Fact]) -> None:
+        """Run passes, and remember their changes."""
+        outcome: Outcome = run(passes, self.graph, self.context, given)
+        self.graph = outcome.graph
+        for name, changes in outcome.changes.items():
+            self.changes.setdefault(name, []).extend(changes)
+
+
+def choose_mode(recipe: Recipe, informed: bool) -> Mode:
+    """Static where there is data, a plan or statistics; dynamic where there is none. Raises DataError."""
+    if recipe.mode == "auto":
+        return "static-int8" if informed else "dynamic-int8"
+    if recipe.mode == "static-int8" and not informed:
+        raise DataError("static-int8 needs data to calibrate on. Give --data, or use --recipe dynamic-int8.")
+    if recipe.mode == "dynamic-int8" and recipe.format == "qdq":
+        raise RecipeError("Dynamic quantization has no Q/DQ form. Use --format integer, or --recipe static-int8.")
+    return recipe.mode
+
+
+def typed(graph: Graph) -> Graph:
+    """The graph with the element types and shapes that the runtime infers; shape inference never fails for good."""
+    names = [name for name, tensor in graph.tensors().items() if not is_constant(tensor) and tensor.inputs]
+    model = to_model(graph, extra_outputs=names).SerializeToString()
+    graph.annotate(runtime.tensor_types(model, graph.folder))
+    return graph
+
+
+def prepare(build: Build) -> Placement:
+    """Normalize, and decide where integers pay; raises the opset where an integer operator needs a newer one.
+
+    Raises:
+        Nothing: no operator can run on integers.
+        UnsupportedModel: the runtime refuses the model.
+    """
+    typed(build.graph)
+    build.apply(NORMALIZE, frozenset())
+    placement = _place(build)
+    needed = needed_opset(build.graph, placement, build.recipe, build.mode)
+    if build.graph.opset < needed:
+        try:
+            build.graph = typed(upgrade(build.graph, needed))
+            build.apply(NORMALIZE, frozenset())
+            placement = _place(build)
+        except UnsupportedModel as error:
+            if build.graph.opset < OLDEST_OPSET:
+                raise Nothing(str(error)) from None
+            build.warnings.append(f"{error} Some operators stay in float.")
+    if all(plan.treatment is Treatment.FLOAT for plan in placement.nodes.values()):
+        raise Nothing(_why_nothing(build.graph, placement))
+    return placement
+
+
+def _place(build: Build) -> Placement:
+    graph, recipe = build.graph, build.recipe
+    if build.mode == "static-int8":
+        placement = place(graph, build.context.target, recipe)
+    else:
+        treatment = Treatment.DYNAMIC if build.mode == "dynamic-int8" else Treatment.WEIGHT
+        placement = place_linear(graph, recipe, treatment)
+    placement.nodes.update(embeddings(graph, recipe))
+    return placement
+
+
+def _why_nothing(graph: Graph, placement: Placement) -> str:
+    layers = [
+        (n, p) for n, p in placement.nodes.items() if p.op in ("Conv", "MatMul", "Gemm", "LSTM", "GRU", "ConvTranspose")
+    ]
+    if layers:
+        name, plan = layers[0]
+        return (
+            f"No operator can run on integers; the first of {len(layers)} layers, '{name}' ({plan.op}): {plan.reason}"
+        )
+    inside = sorted({n.op for n in graph.nodes if n.op in ("If", "Loop", "Scan")})
+    if inside:
+        return f"All layers lie inside {', '.join(inside)}, whose bodies are carried through as they are."
+    return "The model holds no layer with a weight (Conv, MatMul, Gemm) to quantize."
+
+
+def calibrate_graph(build: Build, placement: Placement, data: Data, threads: int, memory: int | None) -> Statistics:
+    """Statistics of every tensor that the placement needs a range for."""
+    names = sorted({source for source in placement.tensors.values() if source not in placement.fixed})
+    with build.stage("calibrate"):
+        found = collect(build.graph, names, data, threads=threads, memory=memory, progress=build.progress)
+    for name, count in non_finite(found).items():
+        build.warnings.append(f"Tensor '{name}' was NaN or infinite {count} times in calibration; these were left out.")
+    return found
+
+
+def make_plan(build: Build, data: Data | None, statistics: Sequence[Path], threads: int, memory: int | None) -> None:
+    """Decide everything: from files of statistics, from data, or without either where the mode needs none."""
+    placement = prepare(build)
+    found: Statistics = {}
+    if build.mode == "static-int8" and placement.tensors:
+        if statistics:
+            found = load_statistics(statistics)
+        elif data is not None:
+            found = calibrate_graph(build, placement, data, threads, memory)
+    with build.stage("plan"):
+        build.plan = decide(placement, found, build.recipe, build.context.target)
+
+
+def follow_plan(build: Build, plan: Plan) -> None:
+    """Take the decisions of a plan that was made before. Raises RecipeError where it does not fit the model."""
+    prepare(build)
+    names = {node.name: node for node in build.graph.nodes}
+    for name, decision in plan.nodes.items():
+        if name not in names:
+            raise RecipeError(f"The plan names node '{name}', which the model does not have. Make the plan again.")
+        if decision.treatment is Treatment.STATIC and decision.op in ("Conv", "MatMul", "Gemm"):
+            data = names[name].inputs[0].name
+            if data not in plan.tensors:
+                raise RecipeError(
+                    f"The plan runs '{name}' on static integers, but has no range for its input '{data}'."
+                )
+    build.plan = plan
+
+
+def quantize(build: Build) -> None:
+    """Write the plan into the graph, and fold it where the recipe wants integer operators."""
+    with build.stage("quantize"):
+        given = frozenset({Fact.NAMED, Fact.NORMAL})
+        build.apply(QUANTIZE, given)
+        if build.recipe.format == "integer":
+            build.apply(FOLD, given | {Fact.QDQ})
+
+
+def fold_existing(build: Build) -> None:
+    """Fold the Q/DQ that a model brings along, with its own scales. Raises Nothing where there is nothing to fold."""
+    if build.recipe.format == "qdq":
+        raise Nothing("The model already holds Q/DQ, and --format qdq asks for nothing else.")
+    with build.stage("fold"):
+        typed(build.graph)
+        build.apply(NORMALIZE, frozenset())
+        build.apply(FOLD, frozenset({Fact.NAMED, Fact.NORMAL, Fact.QDQ}))
+
+
+def already_quantized(graph: Graph) -> str | None:
+    """The sentence why a model that already holds integer operators is left as it is."""
+    if has_integer_operators(graph):
+        return "The model already holds integer operators; quantizing it again would only lose accuracy."
+    return None
+
+
+def build_model(
+    build: Build,
+    plan: Plan | None,
+    data: Data | None,
+    statistics: Sequence[Path],
+    threads: int,
+    memory: int | None,
+) -> None:
+    """The whole way. Raises Nothing where the model is best left alone."""
+    reason = already_quantized(build.graph)
+    if reason is not None:
+        raise Nothing(reason)
+    if has_qdq(build.graph):
+        fold_existing(build)
+        return
+    if plan is not None:
+        follow_plan(build, plan)
+    else:
+        make_plan(build, data, statistics, threads, memory)
+    quantize(build)
