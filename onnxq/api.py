@@ -35,6 +35,7 @@ class Options:
         samples: how many samples calibrate at most.
         threads: threads of the runtime; 0 is its own choice.
         batch: samples in the batch whose latency is measured.
+        seconds: time for the latency measurement.
         memory: bytes that the activations of one calibration batch may take; None is no limit.
         check: whether to validate; without it nothing is proven.
         force: write the model even where validation rejects it.
@@ -45,6 +46,7 @@ class Options:
     samples: int = 128
     threads: int = 1
     batch: int = 1
+    seconds: float = 3.0
     memory: int | None = None
     check: bool = True
     force: bool = False
@@ -67,6 +69,7 @@ class Result(Record):
         warnings: what a careful person would want to know.
         seconds: time by stage.
         random: whether validation ran on made-up data, so that its accuracy says little.
+        calibrated: how many samples calibrated; 0 where none were needed.
     """
 
     status: Literal["optimized", "left alone", "rejected"]
@@ -79,6 +82,7 @@ class Result(Record):
     warnings: list[str] = []
     seconds: dict[str, float] = {}
     random: bool = False
+    calibrated: int = 0
 
 
 def optimize(
@@ -124,7 +128,8 @@ def optimize(
     with _as_file(model, source) as reference:
         calibration, held = _split(feeds, options.samples, mode, build)
         if validation is not None:
-            calibration, held = feeds, open_data(validation, source.interface().inputs)
+            calibration = _at_most(feeds, options.samples) if feeds and mode == "static-int8" else None
+            held = open_data(validation, source.interface().inputs)
         try:
             files = [Path(path) for path in statistics]
             build_model(build, plan, calibration, files, options.threads, options.memory)
@@ -132,7 +137,9 @@ def optimize(
             return _left_alone(str(nothing), build, reference, source, target)
         tested = held if held is not None else open_data("random", source.interface().inputs)
         seen = held is not None and held is calibration
-        return _write(build, (reference, source), target, tested, seen, options)
+        result = _write(build, (reference, source), target, tested, seen, options)
+        used = len(calibration) if calibration and not plan and not statistics else 0
+        return result.model_copy(update={"calibrated": used})
 
 
 def _write(
@@ -175,6 +182,7 @@ def _proof(
         provider=options.providers[0],
         threads=options.threads,
         batch=options.batch,
+        seconds=options.seconds,
         progress=options.progress,
     )
 
@@ -246,6 +254,11 @@ def _split(feeds: Data | None, samples: int, mode: Mode, build: Build) -> tuple[
     return calibration, held
 
 
+def _at_most(feeds: Data, samples: int) -> Data:
+    """So many samples, spread over all of them."""
+    return feeds.split(samples)[0] if len(feeds) > samples else feeds
+
+
 def _target(model: Source, output: Path | str | None) -> Path | None:
     """Where to write. Raises OutputError where that cannot be."""
     if output is None and not isinstance(model, (str, Path)):
@@ -299,7 +312,7 @@ def calibrate(
     source, target = load(model), Path(output)
     check_output(model, target)
     build = Build(source.copy(), recipe or Recipe(), "static-int8", progress=options.progress)
-    feeds = open_data(data, source.interface().inputs)
+    feeds = _at_most(open_data(data, source.interface().inputs), options.samples)
     try:
         placement = prepare(build)
     except Nothing as nothing:
@@ -336,6 +349,7 @@ def validate(reference: Source, candidate: Source, *, data: DataSource, options:
                 provider=provider,
                 threads=options.threads,
                 batch=options.batch,
+                seconds=options.seconds,
                 layers=provider == options.providers[0],
                 progress=options.progress,
             )

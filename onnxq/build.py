@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,20 @@ from onnxq.passes import FOLD, NORMALIZE, QUANTIZE
 from onnxq.pipeline import Context, Outcome, Pass, run
 from onnxq.placement import Placement, decide, embeddings, needed_opset, place, place_linear
 from onnxq.plan import Plan, Treatment
-from onnxq.recipe import Mode, Recipe
+from onnxq.recipe import Mode, RangeRule, Recipe
 from onnxq.rewrite import Change
+from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, layer_noise, output_noise, worst_layers
 from onnxq.spec import Fact, has_integer_operators, has_qdq
 from onnxq.targets import TARGETS
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"})
 """Operators that a user expects to be quantized."""
+
+RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
+"""What `range = "auto"` tries, in the order of preference."""
+
+CLEARLY_LESS = 0.9
+"""A rule replaces an earlier one where it leaves less than this share of its noise (half a decibel)."""
 
 OLDEST_OPSET = 10
 """The first opset with integer operators."""
@@ -133,9 +141,7 @@ def _place(build: Build) -> Placement:
 
 
 def _why_nothing(graph: Graph, placement: Placement) -> str:
-    layers = [
-        (n, p) for n, p in placement.nodes.items() if p.op in ("Conv", "MatMul", "Gemm", "LSTM", "GRU", "ConvTranspose")
-    ]
+    layers = [(n, p) for n, p in placement.nodes.items() if p.op in WEIGHTED]
     if layers:
         name, plan = layers[0]
         return (
@@ -149,7 +155,7 @@ def _why_nothing(graph: Graph, placement: Placement) -> str:
 
 def calibrate_graph(build: Build, placement: Placement, data: Data, threads: int, memory: int | None) -> Statistics:
     """Statistics of every tensor that the placement needs a range for."""
-    names = sorted({source for source in placement.tensors.values() if source not in placement.fixed})
+    names = sorted({*placement.tensors, *placement.tensors.values()} - set(placement.fixed))
     with build.stage("calibrate"):
         found = collect(build.graph, names, data, threads=threads, memory=memory, progress=build.progress)
     for name, count in non_finite(found).items():
@@ -168,6 +174,69 @@ def make_plan(build: Build, data: Data | None, statistics: Sequence[Path], threa
             found = calibrate_graph(build, placement, data, threads, memory)
     with build.stage("plan"):
         build.plan = decide(placement, found, build.recipe, build.context.target)
+    if data is not None and found:
+        with build.stage("search"):
+            if build.recipe.activation.range == "auto":
+                choose_rule(build, placement, found, data)
+            if build.recipe.least_sqnr:
+                spare_worst(build, found, data)
+
+
+def choose_rule(build: Build, placement: Placement, statistics: Statistics, data: Data) -> None:
+    """Take the range rule that leaves the least noise at the outputs."""
+    few = data.take(slice(0, RULE_SAMPLES))
+    reference = float_session(build.graph)
+    best = math.inf
+    for done, rule in enumerate(RULES, 1):
+        plan = decide(placement, statistics, by_rule(build.recipe, rule), build.context.target)
+        noise = output_noise(build.graph, plan, build.context, few, reference)
+        if noise < CLEARLY_LESS * best:
+            best, build.plan = noise, plan.model_copy(update={"recipe": by_rule(build.recipe, rule)})
+        build.progress("ranges", done, len(RULES))
+
+
+def by_rule(recipe: Recipe, rule: RangeRule) -> Recipe:
+    """The recipe with another range rule."""
+    return recipe.model_copy(update={"activation": recipe.activation.model_copy(update={"range": rule})})
+
+
+def float_session(graph: Graph) -> runtime.Session:
+    """The float model, ready to run."""
+    return runtime.Session(to_model(graph).SerializeToString(), folder=graph.folder)
+
+
+def spare_worst(build: Build, statistics: Statistics, data: Data) -> None:
+    """Leave the layers in float that cause most of the noise, where the outputs keep less than the recipe wants."""
+    graph, context, wanted = build.graph, build.context, build.recipe.least_sqnr
+    few = data.take(slice(0, SAMPLES))
+    reference = float_session(graph)
+    assert build.plan is not None
+    before = output_noise(graph, build.plan, context, few, reference)
+    budget = 10 ** (-wanted / 10)
+    if before <= budget:
+        return
+    noise = layer_noise(graph, build.plan, context, few, reference, build.progress)
+    reasons = {
+        name: f"In integers it alone costs too much: the outputs keep {decibels(noise[name]):.1f} dB over its noise."
+        for name in worst_layers(noise, budget)
+    }
+    recipe = build.plan.recipe
+    placement = place(graph, context.target, recipe, reasons)
+    placement.nodes.update(embeddings(graph, recipe))
+    spared = decide(placement, statistics, recipe, context.target)
+    after = output_noise(graph, spared, context, few, reference)
+    if after < before:
+        build.plan = spared
+    if min(after, before) > budget:
+        build.warnings.append(
+            f"The outputs keep {decibels(min(after, before)):.1f} dB over the quantization noise; "
+            f"the recipe asks for {wanted:g} (least_sqnr)."
+        )
+
+
+def decibels(noise: float) -> float:
+    """Signal over noise in dB, from noise over signal."""
+    return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
 def follow_plan(build: Build, plan: Plan) -> None:

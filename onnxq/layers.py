@@ -75,7 +75,7 @@ def _gemm_obstacle(node: Node) -> str | None:
         return "A Gemm with transA or alpha has no integer kernel."
     if len(node.inputs) > 2 and node.inputs[2].name:
         bias = node.inputs[2]
-        if not is_constant(bias) or node.attrs.get("beta", 1.0) != 1.0 or not _is_bias(bias, _columns(node)):
+        if node.attrs.get("beta", 1.0) != 1.0 or not _is_bias(bias, _columns(node), 2):
             return "Its bias is no constant row."
     return None
 
@@ -85,9 +85,11 @@ def _columns(node: Node) -> int:
     return int(shape[0] if node.attrs.get("transB", 0) else shape[1])  # type: ignore[arg-type]
 
 
-def _is_bias(tensor: Tensor, columns: int) -> bool:
+def _is_bias(tensor: Tensor, columns: int, rank: int) -> bool:
+    """Whether this is one number for each column, with no more axes than what it is added to."""
     shape = tuple(tensor.shape or ())
-    return is_constant(tensor) and tensor.dtype == np.float32 and shape in ((columns,), (1, columns), (1, 1, columns))
+    row = shape[-1:] == (columns,) and set(shape[:-1]) <= {1} and len(shape) <= max(rank, 1)
+    return is_constant(tensor) and tensor.dtype == np.float32 and row
 
 
 def layer_of(graph: Graph, node: Node, absorbed: frozenset[str]) -> Layer | str:
@@ -102,7 +104,7 @@ def layer_of(graph: Graph, node: Node, absorbed: frozenset[str]) -> Layer | str:
     reader = only_reader(graph, node.outputs[0])
     if node.op == "MatMul" and reader is not None and reader.op == "Add":
         other = reader.inputs[1] if reader.inputs[0] is node.outputs[0] else reader.inputs[0]
-        if _is_bias(other, _columns(node)):
+        if _is_bias(other, _columns(node), len(node.inputs[0].shape or ())):
             bias = other
             tail.append(reader)
             reader = only_reader(graph, reader.outputs[0])
@@ -124,7 +126,7 @@ def clip_limits(node: Node) -> tuple[float, float] | None:
         if tensor.name and not is_constant(tensor):
             return None
         if tensor.name:
-            ends[index] = float(weight(tensor))
+            ends[index] = float(weight(tensor).item())
     return ends[0], ends[1]
 
 

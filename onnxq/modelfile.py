@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 from google.protobuf.message import DecodeError
+from onnx import TensorProto
 
 from onnxq.errors import ModelError, OutputError
-from onnxq.graph import Constant, Graph, Stored, embed, from_model, to_model, weight
+from onnxq.graph import Constant, Graph, Stored, embed, from_model, is_external, to_model
+from onnxq.wellformed import check_tensors, resolve_external
 
 EMBEDDED_LIMIT = 1_900_000_000
 """Bytes of weights up to which one file holds everything: protobuf ends at 2 GiB."""
+
+OUTSIDE_LIMIT = 1024
+"""Bytes from which on a weight goes into the data file, where there is one."""
 
 ALIGNMENT = 4096
 """External tensors start at a page, so that they can be memory-mapped."""
@@ -31,38 +38,36 @@ def load(source: Source) -> Graph:
         ModelError: the file is missing, empty, truncated, not ONNX, its external data is missing or lies
             outside the model's folder, or the graph breaks a rule of ONNX.
     """
-    if isinstance(source, onnx.ModelProto):
-        return from_model(source)
-    if isinstance(source, bytes):
-        return from_model(_parse(source, "the given bytes"))
+    if not isinstance(source, (str, Path)):
+        model = _checked(source, "The given model")
+        check_tensors(model)
+        return from_model(model)
     path = Path(source)
-    if path.is_dir():
-        raise ModelError(f"'{path}' is a folder. Name the .onnx file in it.")
-    if not path.exists():
-        raise ModelError(f"'{path}' does not exist. Check the path.")
+    model = _checked(_content(path), f"'{path}'")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"'{path}' cannot be read ({error.strerror}). Check its permissions.") from error
-    model = _parse(content, f"'{path}'")
-    del content
-    try:
-        _check_external(model, path)
-        return from_model(model, path.parent)
+        folder, files = resolve_external(model, path)
+        graph = from_model(model, folder)
     except ModelError as error:
         raise type(error)(f"{path.name}: {error}") from None
+    graph.files = files
+    return graph
 
 
-def _parse(content: bytes, where: str) -> onnx.ModelProto:
-    if not content:
-        raise ModelError(f"{where} is empty. Export the model again.")
-    model = onnx.ModelProto()
+def _content(path: Path) -> bytes:
     try:
-        model.ParseFromString(content)
-    except DecodeError as error:
-        raise ModelError(
-            f"{where} is not an ONNX model, or was cut off ({error}). Export or download it again."
-        ) from None
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"'{path}' does not exist. Check the path.") from None
+    except IsADirectoryError:
+        raise ModelError(f"'{path}' is a folder. Name the .onnx file in it.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"'{path}' cannot be read ({reason}). Check its name and permissions.") from error
+
+
+def _checked(source: onnx.ModelProto | bytes, where: str) -> onnx.ModelProto:
+    """The model, where it holds what every model must."""
+    model = _parse(source, where) if isinstance(source, bytes) else source
     if not model.HasField("graph") or not model.opset_import:
         raise ModelError(
             f"{where} is not an ONNX model: it holds no graph or no opset. Export it with torch.onnx or tf2onnx."
@@ -72,61 +77,19 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    graphs = [model.graph]
-    while graphs:
-        graph = graphs.pop()
-        yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                graphs.extend([attribute.g] if attribute.HasField("g") else [])
-                graphs.extend(attribute.graphs)
-
-
-def _check_external(model: onnx.ModelProto, path: Path) -> None:
-    """Every external tensor must lie in a regular file inside the model's folder, and be long enough."""
-    home = path.resolve().parent
-    for tensor in _all_tensors(model):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            if tensor.data_type != onnx.TensorProto.STRING:
-                _check_embedded(tensor)
-            continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        location = place.get("location", "")
-        target = (home / location).resolve()
-        if not location or Path(location).is_absolute() or not target.is_relative_to(home):
-            raise ModelError(
-                f"Tensor '{tensor.name}' keeps its data in '{location}', outside the model's folder. "
-                "Move the data beside the model and save it again."
-            )
-        if not target.is_file():
-            raise ModelError(
-                f"The data of tensor '{tensor.name}' is missing: there is no '{location}' beside the model."
-            )
-        try:
-            offset, length = int(place.get("offset", 0)), Stored(tensor, home).nbytes
-        except ValueError:
-            raise ModelError(f"Tensor '{tensor.name}' has no readable offset: {place.get('offset')!r}.") from None
-        if offset < 0 or offset + length > target.stat().st_size:
-            raise ModelError(
-                f"The data of tensor '{tensor.name}' needs {offset + length} bytes of '{location}', which has "
-                f"{target.stat().st_size}. Copy the file again: it was cut off."
-            )
-
-
-def _check_embedded(tensor: onnx.TensorProto) -> None:
-    if any(size < 0 for size in tensor.dims):
-        raise ModelError(f"Tensor '{tensor.name}' has a negative size: {list(tensor.dims)}. Export the model again.")
-    if not tensor.HasField("raw_data"):
-        return
-    expected = Stored(tensor, None).nbytes
-    if tensor.data_type != onnx.TensorProto.UNDEFINED and len(tensor.raw_data) != expected:
+def _parse(content: bytes, where: str) -> onnx.ModelProto:
+    if not content:
+        raise ModelError(f"{where} is empty. Export the model again.")
+    if content.startswith(b"version https://git-lfs"):
+        raise ModelError(f"{where} is a Git LFS pointer, not the model itself. Fetch the model with: git lfs pull.")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError as error:
         raise ModelError(
-            f"Tensor '{tensor.name}' holds {len(tensor.raw_data)} bytes where its shape {list(tensor.dims)} needs "
-            f"{expected}. Export the model again."
-        )
+            f"{where} is not an ONNX model, or was cut off ({error}). Export or download it again."
+        ) from None
+    return model
 
 
 def check_output(source: Source, output: Path) -> None:
@@ -173,46 +136,61 @@ def save(graph: Graph, path: Path) -> None:
     """Write a model to `path` (inside `replacing`); weights go beside it where the source has them so.
 
     One tensor is in memory at a time. The same graph gives the same bytes.
+
+    Raises:
+        OutputError: the output would replace a data file of the input.
     """
-    weights = [t for n in graph.nodes for t in n.inputs if isinstance(t, Constant)]
-    sizes = {t.name: _bytes(t) for t in weights}
-    outside = any(isinstance(t._values, Stored) and t._values.external for t in weights)
-    if not outside and sum(sizes.values()) <= EMBEDDED_LIMIT:
+    if _holds_input(graph, path):
+        raise OutputError(
+            f"The output '{path.name}' holds weights of the input model. Name another file with --output."
+        )
+    weights = graph.weights()
+    if sum(_bytes(t) for t in weights) <= EMBEDDED_LIMIT and not any(is_external(t) for t in weights):
         path.write_bytes(to_model(graph).SerializeToString(deterministic=True))
         return
-    with open(path.with_name(path.name + ".data"), "wb") as data:
-        path.write_bytes(
-            to_model(graph, _outside(data.name, data.tell, data.write)).SerializeToString(deterministic=True)
-        )
+    with open(_data_path(graph, path), "wb") as data:
+        path.write_bytes(to_model(graph, DataFile(data)).SerializeToString(deterministic=True))
+
+
+def _holds_input(graph: Graph, path: Path) -> bool:
+    """Whether this path is a data file of the input, here or in the folder that `replacing` moves it to."""
+    return any(place.resolve() in graph.files for place in (path, path.parent.parent / path.name))
+
+
+def _data_path(graph: Graph, path: Path) -> Path:
+    """A data file beside the model, under a name that no data file of the input has."""
+    chosen, number = path.with_name(f"{path.name}.data"), 0
+    while _holds_input(graph, chosen):
+        number += 1
+        chosen = path.with_name(f"{path.name}.{number}.data")
+    return chosen
 
 
 def _bytes(constant: Constant) -> int:
     return int(constant._values.nbytes)
 
 
-def _outside(
-    file: str, tell: Callable[[], int], write: Callable[[bytes], int]
-) -> Callable[[Constant], onnx.TensorProto]:
-    """Writes large weights to the data file and returns references to them."""
+@dataclass(frozen=True)
+class DataFile:
+    """Writes large weights to a file, each from a page of its own, and returns references to them."""
 
-    def keep(constant: Constant) -> onnx.TensorProto:
-        if _bytes(constant) < 1024:
-            return (
-                embed(constant)
-                if not isinstance(constant._values, Stored)
-                else onnx.numpy_helper.from_array(weight(constant), constant.name)
-            )
-        source = embed(constant)
-        reference = onnx.TensorProto(name=constant.name, data_type=source.data_type, dims=source.dims)
-        write(b"\0" * (-tell() % ALIGNMENT))
-        start = tell()
-        stored = isinstance(constant._values, Stored)
-        array = weight(constant)
-        content = array.tobytes() if stored and array.dtype.isbuiltin == 1 else source.raw_data
-        write(content)
-        reference.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", Path(file).name), ("offset", start), ("length", tell() - start)):
-            reference.external_data.add(key=key, value=str(value))
-        return reference
+    file: BinaryIO
 
-    return keep
+    def __call__(self, constant: Constant) -> TensorProto:
+        """The TensorProto that stands for the weight in the model."""
+        values = constant._values
+        stored = values if isinstance(values, Stored) else Stored(embed(constant), None)
+        kind = stored.tensor.data_type
+        made = TensorProto(name=constant.name, data_type=kind, dims=stored.tensor.dims)
+        if kind == TensorProto.STRING:  # ONNX keeps strings in the model
+            return embed(constant)
+        if stored.nbytes < OUTSIDE_LIMIT:
+            made.raw_data = bytes(stored.raw())
+            return made
+        self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
+        start = self.file.tell()
+        self.file.write(stored.raw())
+        made.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", Path(self.file.name).name), ("offset", start), ("length", stored.nbytes)):
+            made.external_data.add(key=key, value=str(value))
+        return made

@@ -16,7 +16,7 @@ from onnxq.calibration import ranges
 from onnxq.calibration.collect import Statistics
 from onnxq.errors import DataError
 from onnxq.graph import Graph, Node, Tensor, is_constant
-from onnxq.layers import Layer, layer_of
+from onnxq.layers import Layer, layer_of, only_reader
 from onnxq.numerics.affine import parameters
 from onnxq.numerics.formats import FORMATS
 from onnxq.plan import NodePlan, Plan, TensorPlan, Treatment
@@ -57,9 +57,12 @@ class Draft:
     integer: set[str] = field(default_factory=set)
 
 
-def place(graph: Graph, target: Target, recipe: Recipe) -> Placement:
-    """Decide for every node whether it runs on integers with static scales."""
-    draft = _first_draft(graph, target, recipe)
+def place(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str] | None = None) -> Placement:
+    """Decide for every node whether it runs on integers with static scales.
+
+    `spared` gives the reason for each node that stays in float because it was found to cost too much accuracy.
+    """
+    draft = _first_draft(graph, target, recipe, spared or {})
     while _prune(graph, target, draft):
         pass
     nodes = _node_plans(graph, target, draft, recipe)
@@ -72,9 +75,9 @@ def place(graph: Graph, target: Target, recipe: Recipe) -> Placement:
     return Placement(nodes, tensors, fixed, asked)
 
 
-def _first_draft(graph: Graph, target: Target, recipe: Recipe) -> Draft:
-    draft = Draft()
-    for node in graph.nodes:
+def _first_draft(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str]) -> Draft:
+    draft = Draft(reasons=dict(spared))
+    for node in [n for n in graph.nodes if n.name not in spared]:
         if not recipe.override(node.name, node.op).quantize:
             draft.reasons[node.name] = "The recipe keeps it in float."
         elif node.op in target.layers and not (node.domain or ""):
@@ -185,12 +188,20 @@ def _tensors(graph: Graph, target: Target, draft: Draft) -> tuple[dict[str, str]
             if layer.output.name in draft.integer:
                 asked[layer.output.name] = node
         elif node.name in draft.followers:
-            for tensor in (*data_inputs(node, target), *node.outputs):
+            inputs = [] if _saturation(graph, node, draft) else data_inputs(node, target)
+            for tensor in (*inputs, *node.outputs):
                 asked.setdefault(tensor.name, node)
             if node.op in target.movers:
                 takes.update({t.name: node.inputs[0].name for t in node.outputs})
     _share_into_joins(graph, target, draft, takes)
     return {name: _root(name, takes) for name in asked}, asked
+
+
+def _saturation(graph: Graph, node: Node, draft: Draft) -> bool:
+    """Whether this is a Relu that the ends of the range of the sum before it replace."""
+    maker = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    summed = maker is not None and maker.op in ("Add", "Mul") and maker.name in draft.followers
+    return node.op == "Relu" and summed and only_reader(graph, node.inputs[0]) is node
 
 
 def _share_into_joins(graph: Graph, target: Target, draft: Draft, takes: dict[str, str]) -> None:
@@ -270,11 +281,24 @@ def decide(placement: Placement, statistics: Statistics, recipe: Recipe, target:
             # the same steps under other names: integer kernels of the target take one signedness only
             zero += FORMATS[target.activation].qmin - form.qmin
             form = FORMATS[target.activation]
+        means = _means(name, statistics) if recipe.weight.correct_bias else []
         shared = "" if source == name else f" Shares the scale of '{source}'."
         tensors[name] = TensorPlan(
-            format=form.name, scale=float(scale), zero_point=zero, low=low, high=high, reason=reason + shared
+            format=form.name,
+            scale=float(scale),
+            zero_point=zero,
+            low=low,
+            high=high,
+            reason=reason + shared,
+            means=means,
         )
     return Plan(recipe=recipe, nodes=placement.nodes, tensors=tensors)
+
+
+def _means(name: str, statistics: Statistics) -> list[float]:
+    """Channel means to six digits: what a bias needs, and a person can read."""
+    mean = statistics[name].sums.mean if name in statistics else None
+    return [] if mean is None else [float(f"{value:.6g}") for value in mean]
 
 
 def _range(name: str, statistics: Statistics, recipe: Recipe, rule: RangeRule) -> tuple[float, float, str]:
@@ -287,7 +311,7 @@ def _range(name: str, statistics: Statistics, recipe: Recipe, rule: RangeRule) -
         low, high = ranges.percentile(seen.histogram, settings.percent)
     elif rule == "entropy":
         low, high = ranges.entropy(seen.histogram)
-    elif rule == "mse":
+    elif rule in ("mse", "auto"):
         low, high = ranges.mse(seen.histogram, FORMATS[settings.format], settings.symmetric)
     else:
         low, high = ranges.minmax(seen.histogram)

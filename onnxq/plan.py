@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from onnxq.errors import RecipeError
 from onnxq.recipe import Recipe, explain
@@ -59,14 +59,24 @@ class TensorPlan(Record):
         low: lower end of the range that was chosen.
         high: upper end.
         reason: which rule chose it, or which tensor it shares its scale with.
+        means: mean of each channel where a layer reads it, for the correction of that layer's bias; empty if unknown.
     """
 
-    format: str
-    scale: float
+    format: str = Field(pattern="^u?int8$")
+    scale: float = Field(gt=0, allow_inf_nan=False)
     zero_point: int
     low: float
     high: float
     reason: str
+    means: list[float] = []
+
+    @field_validator("zero_point")
+    @classmethod
+    def _in_format(cls, value: int, info: ValidationInfo) -> int:
+        lowest = -128 if info.data.get("format") == "int8" else 0
+        if not lowest <= value <= lowest + 255:
+            raise ValueError(f"8 bits reach from {lowest} to {lowest + 255}")
+        return value
 
 
 class Plan(Record):

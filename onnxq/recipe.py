@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onnxq.errors import RecipeError
 
 Mode = Literal["auto", "static-int8", "dynamic-int8", "weight-int8"]
-RangeRule = Literal["minmax", "moving-average", "percentile", "entropy", "mse"]
+RangeRule = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
 ActivationFormat = Literal["uint8", "int8"]
 WeightFormat = Literal["int8", "uint8"]
 GraphFormat = Literal["integer", "qdq"]
@@ -31,13 +31,14 @@ class Activation(Settings):
     Attributes:
         format: 8 bits, unsigned or signed.
         symmetric: whether 0 lies in the middle of the range.
-        range: the rule that turns a statistic into a range.
+        range: the rule that turns a statistic into a range; `auto` tries all but moving-average and takes the one that
+            leaves the least noise at the outputs, measured on calibration data (without data: mse).
         percent: what the percentile rule keeps, in percent.
     """
 
     format: ActivationFormat = "uint8"
     symmetric: bool = False
-    range: RangeRule = "mse"
+    range: RangeRule = "auto"
     percent: float = Field(default=99.99, gt=50, le=100)
 
 
@@ -48,6 +49,7 @@ class Weight(Settings):
         format: 8 bits, signed or unsigned.
         symmetric: whether the zero point is the middle of the format.
         per_channel: one scale for each output channel, or one for the whole weight.
+        correct_bias: whether biases make up for the mean error of rounded weights, from calibration data.
         embeddings: whether embedding tables (Gather) are stored in 8 bits.
         block_size: weights that share a scale along the reduced axis; for `weight-int8` alone.
     """
@@ -55,6 +57,7 @@ class Weight(Settings):
     format: WeightFormat = "int8"
     symmetric: bool = True
     per_channel: bool = True
+    correct_bias: bool = True
     embeddings: bool = True
     block_size: Literal[16, 32, 64, 128, 256] = 32
 
@@ -80,6 +83,8 @@ class Recipe(Settings):
         mode: static (weights and activations, needs data), dynamic (activations at run time, needs no data),
             weight-only, or `auto`: static where there is data, dynamic where there is none.
         target: the execution provider to build for.
+        least_sqnr: signal to quantization noise, in dB, that static outputs should keep; where they do not, the layers
+            that cause most of the noise stay in float, a tenth of all layers at most. 0 keeps everything integer.
         format: `integer` folds Q/DQ into integer operators, `qdq` leaves them for the runtime to fold.
         activation: how activations are quantized.
         weight: how weights are quantized.
@@ -89,6 +94,7 @@ class Recipe(Settings):
     mode: Mode = "auto"
     target: Literal["cpu"] = "cpu"
     format: GraphFormat = "integer"
+    least_sqnr: float = Field(default=12.0, ge=0)
     activation: Activation = Activation()
     weight: Weight = Weight()
     nodes: dict[str, Override] = {}
@@ -96,7 +102,7 @@ class Recipe(Settings):
     def override(self, name: str, op: str) -> Override:
         """What the user wants for one node."""
         for pattern, wish in self.nodes.items():
-            if fnmatchcase(name, pattern) or op == pattern:
+            if pattern in (name, op) or fnmatchcase(name, pattern):  # names may hold brackets
                 return wish
         return Override()
 
@@ -125,4 +131,6 @@ def explain(error: ValidationError, what: str) -> str:
     place = ".".join(str(part) for part in first["loc"]) or what
     if first["type"] == "extra_forbidden":
         return f"Unknown key '{place}' in the {what}. Known keys are listed in the README under Recipes."
-    return f"'{place}' in the {what} is {first['input']!r}: {first['msg']}."
+    if first["type"] == "missing":
+        return f"The {what} lacks '{place}'. Add it."
+    return f"'{place}' in the {what} is {first['input']!r:.80}: {first['msg']}."

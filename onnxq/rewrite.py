@@ -65,6 +65,14 @@ class Pattern:
         raise NotImplementedError
 
 
+def maker(tensor: Tensor, kinds: str | tuple[str, ...], domain: str = "") -> Node | None:
+    """The node whose first output is this tensor, where it is one of these operators."""
+    node = tensor.inputs[0] if tensor.inputs else None
+    if node is None or node.outputs[0] is not tensor or (node.domain or "") != domain:
+        return None
+    return node if node.op in ((kinds,) if isinstance(kinds, str) else kinds) else None
+
+
 @dataclass(frozen=True)
 class Bind(Pattern):
     """Any tensor, or any weight; remembered by name."""
@@ -96,7 +104,7 @@ class Op(Pattern):
 
     Attributes:
         kinds: operator names.
-        inputs: a pattern for each input; trailing `Missing` ones may be absent.
+        inputs: a pattern for each input; trailing `Missing` ones may be absent. None at all fits any inputs.
         name: what to call the node in the match; its operator where empty.
         domain: the operator's domain.
         swap: whether the first two inputs may come in either order.
@@ -110,21 +118,16 @@ class Op(Pattern):
 
     def match(self, tensor: Tensor) -> Match | None:
         """Binds the node, and all that its inputs bind."""
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or not self.fits(node) or node.outputs[0] is not tensor:
+        node = maker(tensor, self.kinds, self.domain)
+        if node is None:
             return None
         found = self._match_inputs(node.inputs)
-        if found is None and self.swap:
+        if found is None and self.swap and len(node.inputs) > 1:
             found = self._match_inputs([node.inputs[1], node.inputs[0], *node.inputs[2:]])
         return None if found is None else Match(found.tensors, {(self.name or node.op): node} | found.nodes)
 
-    def fits(self, node: Node) -> bool:
-        """Whether this is the operator that the pattern names."""
-        kinds = (self.kinds,) if isinstance(self.kinds, str) else self.kinds
-        return node.op in kinds and (node.domain or "") == self.domain
-
     def _match_inputs(self, tensors: Sequence[Tensor]) -> Match | None:
-        if len(tensors) > len(self.inputs) and self.inputs:
+        if self.inputs and any(extra.name for extra in tensors[len(self.inputs) :]):
             return None
         found = Match()
         for index, pattern in enumerate(self.inputs):
@@ -148,8 +151,8 @@ class Each(Pattern):
 
     def match(self, tensor: Tensor) -> Match | None:
         """Binds what every input binds."""
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or not Op(self.kinds).fits(node):
+        node = maker(tensor, self.kinds)
+        if node is None:
             return None
         found = Match({}, {node.op: node})
         for index, item in enumerate(node.inputs):
@@ -181,8 +184,8 @@ class Around(Pattern):
 
     def match(self, tensor: Tensor) -> Match | None:
         """Binds the node by the name that the pattern gives it."""
-        node = tensor.inputs[0] if tensor.inputs else None
-        if node is None or not Op(self.kinds).fits(node):
+        node = maker(tensor, self.kinds)
+        if node is None or not node.inputs:
             return None
         found = self.inner.match(node.inputs[0])
         return None if found is None else found | Match({}, {self.name: node})
@@ -214,14 +217,12 @@ class Rule:
 def apply(rules: Sequence[Rule], graph: Graph, context: Any) -> Iterator[Change]:
     """Try every rule at every tensor, in the order of the graph; earlier rules win.
 
-    The matched tensor keeps its readers. Inner nodes that somebody else reads stay; `tidy` drops the others.
+    The matched tensor keeps its readers. Inner nodes that somebody else reads stay, the others are dropped.
     """
     refused: dict[str, Change] = {}
     for rule in rules:
         for node in list(graph.nodes):
-            if not node.outputs or not node.outputs[0].name:
-                continue  # taken out by an earlier match, or an optional output
-            found = rule.pattern.match(node.outputs[0])
+            found = rule.pattern.match(node.outputs[0]) if node.outputs else None
             if found is None:
                 continue
             subject = found.nodes[rule.node]
@@ -231,11 +232,12 @@ def apply(rules: Sequence[Rule], graph: Graph, context: Any) -> Iterator[Change]
                 refused[name] = Change(name, op, "", obstacle)
                 continue
             found.output = node.outputs[0]
-            graph.remove(node)
+            node.inputs.clear()
+            node.outputs.clear()
             rule.build(found, graph, context)
             refused.pop(name, None)
             yield Change(name, op, rule.name, f"{op} becomes {rule.name}.")
-    graph.tidy()
+        graph.tidy()  # a later rule must not match what this one left behind
     yield from refused.values()
 
 

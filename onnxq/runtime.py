@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,15 +109,19 @@ class Session:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         if profile:
             options.enable_profiling = True
-            self._profile = tempfile.TemporaryDirectory()
-            options.profile_file_prefix = str(Path(self._profile.name) / "run")
+            scratch = Path(tempfile.mkdtemp(prefix="onnxq."))
+            self._clean_up = weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+            options.profile_file_prefix = str(scratch / "run")
         chosen = [provider] if provider == CPU else [provider, CPU]
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options, providers=chosen
             )
         except Exception as error:
-            raise UnsupportedModel(f"ONNX Runtime {version()} refuses the model: {_reason(error)}") from error
+            raise UnsupportedModel(
+                f"ONNX Runtime {version()} refuses the model: {_reason(error)}. Export it for this version, or install "
+                "one that knows it."
+            ) from error
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
 
@@ -133,7 +139,7 @@ class Session:
         """What ran since the session was made, in order of execution. Ends the recording; needs `profile=True`."""
         file = Path(self._session.end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
-        self._profile.cleanup()
+        self._clean_up()
         times: dict[tuple[str, str, str], list[float]] = {}
         for event in events:
             args = event.get("args", {})
@@ -145,7 +151,7 @@ class Session:
 
 def _reason(error: Exception) -> str:
     text = str(error).replace("\n", " ")
-    return text.split(" : ", 3)[-1].strip()[:400]
+    return text.split(" : ", 3)[-1].strip()[:400].rstrip(" .")
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from onnxq.graph import Graph, is_constant
+from onnxq.graph import Graph, Tensor, is_constant, reads
 
 QUANTIZED_OPERATORS = frozenset(
     {
@@ -55,18 +55,22 @@ def has_integer_operators(graph: Graph) -> bool:
 
 def broken(graph: Graph) -> str | None:
     """The first thing that no stage may break, in a sentence; None where all is well."""
-    made: set[str] = {tensor.name for tensor in graph.inputs} | set(graph.pinned)
+    weights: dict[str, Tensor] = {}
+    for tensor in (t for holder in (*(n.inputs for n in graph.nodes), graph.outputs) for t in holder):
+        if is_constant(tensor) and weights.setdefault(tensor.name, tensor) is not tensor:
+            return f"two weights are called '{tensor.name}'"
+    made = {tensor.name for tensor in graph.inputs} | set(graph.pinned) | set(weights)
+    made |= {stored.values.name for stored in graph.shell.graph.sparse_initializer}
     names: set[str] = set()
     for node in graph.nodes:
         if node.name in names:
             return f"two nodes are called '{node.name}'"
         names.add(node.name)
-        for tensor in node.inputs:
-            if tensor.name and not is_constant(tensor) and tensor.name not in made and tensor.inputs:
-                return f"node '{node.name}' reads '{tensor.name}' before it is made"
+        if missing := reads(node) - made:
+            return f"node '{node.name}' reads '{min(missing)}' before it is made"
         for tensor in node.outputs:
             if tensor.name in made:
                 return f"tensor '{tensor.name}' is made twice"
             made.update({tensor.name} if tensor.name else ())
-    lost = [t.name for t in graph.outputs if t.name not in made and not is_constant(t)]
+    lost = [t.name for t in graph.outputs if t.name not in made]
     return f"output '{lost[0]}' is lost" if lost else None

@@ -10,16 +10,18 @@ import numpy as np
 
 from onnxq.graph import MICROSOFT, Array, Graph, Tensor, is_constant, weight
 from onnxq.layers import clip_limits, only_reader
-from onnxq.numerics.affine import dequantize, quantize_bias, representable
+from onnxq.numerics.affine import dequantize, quantize_bias, representable, safe_weight_scale
 from onnxq.numerics.formats import FORMATS
 from onnxq.pipeline import Context, Promise, Within
-from onnxq.rewrite import Around, Bind, Change, Each, Either, Match, Missing, Op, Pattern, Rule, apply
+from onnxq.rewrite import Around, Bind, Build, Change, Each, Either, Match, Missing, Op, Pattern, Rule, apply
 from onnxq.spec import Fact
 
 MOVERS = (
     "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "DepthToSpace",
     "SpaceToDepth", "Resize",
 )  # fmt: skip
+OPSETS = {"MaxPool": 12, "DepthToSpace": 11}
+"""The first opset in which an operator that moves values takes integers."""
 UNARY = {
     "Sigmoid": "QLinearSigmoid",
     "LeakyRelu": "QLinearLeakyRelu",
@@ -29,6 +31,8 @@ UNARY = {
     "AveragePool": "QLinearAveragePool",
 }
 BINARY = {"Add": "QLinearAdd", "Mul": "QLinearMul"}
+OUTPUT_TYPES = {0: "uint8", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16"}
+"""What QuantizeLinear without a zero point returns, by its `output_dtype`."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,22 @@ class FoldInteger:
         yield from apply(RULES, graph, context)
 
 
-def dq(name: str) -> Pattern:
+@dataclass(frozen=True)
+class Made(Pattern):
+    """Any tensor that is no weight; remembered by name."""
+
+    name: str
+
+    def match(self, tensor: Tensor) -> Match | None:
+        """Binds the tensor itself."""
+        return None if is_constant(tensor) else Bind(self.name).match(tensor)
+
+
+def dq(name: str, integers: Pattern | None = None) -> Pattern:
     """An integer tensor behind DequantizeLinear; binds it, its scale and its zero point."""
     scale = Bind(f"{name}_scale", constant=True)
     zero_point = Missing(Bind(f"{name}_zero_point", constant=True))
-    return Op("DequantizeLinear", (Bind(name), scale, zero_point), name=f"{name}_dequantize")
+    return Op("DequantizeLinear", (integers or Bind(name), scale, zero_point), name=f"{name}_dequantize")
 
 
 def q(inner: Pattern) -> Pattern:
@@ -67,7 +82,7 @@ def q(inner: Pattern) -> Pattern:
     return Op("QuantizeLinear", (inner, Bind("y_scale", constant=True), zero_point), name="quantize")
 
 
-BIAS = Either((dq("bias"), Bind("float_bias", constant=True)))
+BIAS = Either((dq("bias"), Bind("float_bias")))
 MATMUL = Op("MatMul", (dq("x"), dq("w")), name="layer")
 BIASED = Either(
     (
@@ -76,11 +91,16 @@ BIASED = Either(
     )
 )
 CONV = Op("Conv", (dq("x"), dq("w"), Missing(BIAS)), name="layer")
+PRODUCT = Op("MatMul", (dq("a", Made("a")), dq("b", Made("b"))), name="layer")
+BOTH = Op(tuple(BINARY), (dq("a"), dq("b")), name="layer")
+ACTIVATIONS = ("Relu", "Clip")
+INNER = ("layer", "Concat", "add", "activation")
+"""The float operators of a picture, the last one last."""
 
 
 def inner_read_once(match: Match, graph: Graph, context: Context) -> str | None:
     """The float tensors inside the picture must not be read elsewhere."""
-    for name in ("layer", "add", "activation"):
+    for name in INNER:
         node = match.nodes.get(name)
         last = node is None or node.outputs[0] is match_output(match)
         if node is not None and not last and only_reader(graph, node.outputs[0]) is None:
@@ -90,37 +110,41 @@ def inner_read_once(match: Match, graph: Graph, context: Context) -> str | None:
 
 def match_output(match: Match) -> Tensor | None:
     """The tensor at the end of the picture, before anything was replaced."""
-    for name in ("quantize", "activation", "add", "layer"):
+    for name in ("quantize", *reversed(INNER)):
         if name in match.nodes:
             return match.nodes[name].outputs[0]
     return None
 
 
 def unsigned(match: Match, graph: Graph, context: Context) -> str | None:
-    """Activations in the format of the target, with one scale for the tensor."""
-    for name in ("x", "a", "b"):
-        tensor = match.get(name)
-        if tensor is None or (name == "b" and is_constant(tensor)):
-            continue
-        if zero_points(match, name).dtype.name != context.target.activation:
-            return (
-                f"Its input is {zero_points(match, name).dtype}; integer kernels here want {context.target.activation}."
-            )
+    """Activations that come and go in the format of the target, with one scale of float32 for the tensor."""
+    wanted = context.target.activation
+    names = [name.removesuffix("_scale") for name in match.tensors if name.endswith("_scale")]
+    if any(match[f"{name}_scale"].dtype != np.float32 for name in names):
+        return "Its scales are not float32, so it computes in a type that integer kernels do not return."
+    for name in (n for n in names if n not in ("w", "bias")):
+        what = "output" if name == "y" else "input"
+        if zero_points(match, name).dtype.name != wanted:
+            return f"Its {what} is {zero_points(match, name).dtype}; integer kernels here want {wanted}."
         if scales(match, name).size != 1:
-            return "Its input has a scale for each channel; integer kernels want one for the tensor."
+            return f"Its {what} has several scales; integer kernels want one for the tensor."
     return None
 
 
 def constant_weight(match: Match, graph: Graph, context: Context) -> str | None:
-    """An 8-bit weight with its scales along the output channels."""
+    """An 8-bit weight with a scale for the tensor, or one for each output channel."""
     tensor, node = match["w"], match.nodes["layer"]
     if not is_constant(tensor):
         return "Its weight is no constant."
-    if zero_points(match, "w").dtype.itemsize != 1:
+    if zero_points(match, "w").dtype.name not in ("int8", "uint8"):
         return f"Its weight is {zero_points(match, 'w').dtype}; integer kernels want 8 bits."
+    if node.op == "Conv" and np.unique(zero_points(match, "w")).size > 1:
+        return "Its weight has a zero point for each channel; not every release of the runtime convolves with that."
     rank = len(tensor.shape or ())
     if node.op != "Conv" and rank != 2:
         return f"Its weight has {rank} axes; integer kernels want 2."
+    if match.nodes["w_dequantize"].attrs.get("block_size", 0):
+        return "Its weight has a scale for each block; integer kernels want one for each output channel."
     if scales(match, "w").size > 1:
         channels = 0 if node.op == "Conv" or node.attrs.get("transB", 0) else 1
         axis = int(match.nodes["w_dequantize"].attrs.get("axis", 1)) % rank
@@ -138,11 +162,27 @@ def flat_bias(match: Match, graph: Graph, context: Context) -> str | None:
         return None
     if not is_constant(bias):
         return "Its bias is no constant."
-    node, shape = match.nodes["layer"], match["w"].shape or ()
-    channels = shape[0] if node.op == "Conv" or node.attrs.get("transB", 0) else shape[1]
-    if int(np.prod([int(s) for s in bias.shape or ()])) != channels:  # type: ignore[arg-type]
+    node, weights, shape = match.nodes["layer"], match["w"].shape or (), tuple(bias.shape or (1,))
+    channels = weights[0] if node.op == "Conv" or node.attrs.get("transB", 0) else weights[1]
+    row = shape[-1] == channels and all(size == 1 for size in shape[:-1])
+    if not row or len(shape) > max(1, input_rank(match)):
         return "Its bias does not have one number for each output channel."
     return "A Gemm with beta has no integer kernel." if node.attrs.get("beta", 1.0) != 1.0 else None
+
+
+def bias_fits(match: Match, graph: Graph, context: Context) -> str | None:
+    """The bias in units of the int32 accumulator leaves room for the products."""
+    floats = float_bias(match)
+    if floats is None:
+        return None
+    if not np.isfinite(floats).all():
+        return "Its bias is not finite."
+    scale = scales(match, "w")
+    depth = weight(match["w"]).size // floats.size
+    safe = safe_weight_scale(floats, scales(match, "x"), scale, depth)
+    if np.any(safe > scale * np.float32(1.001)):
+        return "Its bias is too large for the scales of its input and its weight: 32 bits would overflow."
+    return None
 
 
 def saturates(match: Match, graph: Graph, context: Context) -> str | None:
@@ -162,28 +202,57 @@ def saturates(match: Match, graph: Graph, context: Context) -> str | None:
 
 def two_axes(match: Match, graph: Graph, context: Context) -> str | None:
     """QGemm multiplies matrices, and adds a bias; QLinearMatMul takes any rank, but no bias."""
-    node = match.nodes["layer"]
-    rank = len(match["x"].shape or node.inputs[0].shape or ()) or None
-    if node.op == "Gemm" or ("add" not in match.nodes) or rank == 2:
+    if match.nodes["layer"].op == "Gemm" or "add" not in match.nodes or input_rank(match) == 2:
         return None
     return "An integer output with a bias needs a matrix as input."
 
 
+def input_rank(match: Match) -> int:
+    """How many axes the input of a layer has; 0 where that is not known."""
+    return len(match["x"].shape or match.nodes["layer"].inputs[0].shape or ())
+
+
 def same_scale(match: Match, graph: Graph, context: Context) -> str | None:
     """An operator that moves values cannot change their scale."""
-    if np.array_equal(scales(match, "x"), scales(match, "y")) and np.array_equal(
-        zero_points(match, "x"), zero_points(match, "y")
-    ):
+    x, y = zero_points(match, "x"), zero_points(match, "y")
+    if np.array_equal(scales(match, "x"), scales(match, "y")) and np.array_equal(x, y) and x.dtype == y.dtype:
         return None
     return "Its input and output have different scales, and it only moves values."
 
 
-def nearest(match: Match, graph: Graph, context: Context) -> str | None:
-    """Resize may only copy pixels."""
+def parts_alike(match: Match, graph: Graph, context: Context) -> str | None:
+    """Every output of Split goes through one QuantizeLinear, with the scale of the input."""
+    node = match.nodes["layer"]
+    source = dq("x").match(node.inputs[0])
+    for tensor in node.outputs:
+        reader = only_reader(graph, tensor)
+        part = q(Bind("part")).match(reader.outputs[0]) if reader is not None else None
+        if source is None or part is None:
+            return f"Its output '{tensor.name}' does not go through one QuantizeLinear."
+        if (obstacle := same_scale(source | part, graph, context)) is not None:
+            return obstacle
+    return None
+
+
+def moves_integers(match: Match, graph: Graph, context: Context) -> str | None:
+    """The operator has an integer kernel, and computes nothing new."""
     node = match.nodes["layer"]
     if node.op == "Resize" and node.attrs.get("mode", "nearest") != "nearest":
         return "Resize computes new values between the old ones, in floats."
-    return "Before opset 12, MaxPool takes no integers." if node.op == "MaxPool" and graph.opset < 12 else None
+    if node.op == "Resize" and node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return "Resize fills in a float beyond the edges."
+    first = OPSETS.get(node.op, 0)
+    return f"Before opset {first}, {node.op} takes no integers." if graph.opset < first else None
+
+
+def plain_average(match: Match, graph: Graph, context: Context) -> str | None:
+    """The integer AveragePool has no dilations, and counts padding behind the edge that rounding up adds."""
+    attributes = match.nodes["layer"].attrs
+    if any(step != 1 for step in attributes.get("dilations", ())):
+        return "The integer AveragePool takes no dilations."
+    if attributes.get("ceil_mode", 0) and attributes.get("count_include_pad", 0):
+        return "The integer AveragePool counts the padding that ceil_mode adds."
+    return None
 
 
 def scales(match: Match, name: str) -> Array:
@@ -196,10 +265,16 @@ def zero_points(match: Match, name: str) -> Array:
     """The zero point of a quantized tensor; zeros of its type where none is given."""
     tensor = match.get(f"{name}_zero_point")
     if tensor is None:
-        dtype = np.uint8 if name == "y" else match[name].dtype or np.dtype(np.uint8)
-        return np.zeros(scales(match, name).shape, dtype)
+        return np.zeros(scales(match, name).shape, integer_type(match, name))
     values = weight(tensor)
     return values.reshape(()) if values.size == 1 else values
+
+
+def integer_type(match: Match, name: str) -> np.dtype:
+    """The type of a quantized tensor that has no zero point to tell it."""
+    if name == "y":
+        return np.dtype(OUTPUT_TYPES.get(match.nodes["quantize"].attrs.get("output_dtype", 0), object))
+    return match[name].dtype or np.dtype(np.uint8)
 
 
 def output_range(match: Match) -> tuple[float, float]:
@@ -253,17 +328,21 @@ def build_conv(match: Match, graph: Graph, context: Context) -> None:
     graph.add("QLinearConv", [*inputs, *([bias] if bias else [])], [match.output], name=layer.name, **layer.attrs)
 
 
-def build_clipped_conv(match: Match, graph: Graph, context: Context) -> None:
-    """QLinearConv and the activation on its integers, for ranges that reach beyond the activation (symmetric ones)."""
-    limits = clip_limits(match.nodes["activation"])
-    assert limits is not None
-    scale, zero_point = scales(match, "y"), zero_points(match, "y")
-    form = FORMATS[zero_point.dtype.name]
-    ends = [np.clip(np.rint(np.float32(end) / scale) + zero_point, form.qmin, form.qmax) for end in limits]
-    output, match.output = match.output, graph.variable(f"{match.output.name}_unclipped")
-    build_conv(match, graph, context)
-    bounds = [graph.constant(f"{output.name}_limit", np.asarray(end, form.dtype)) for end in ends]
-    graph.add("Clip", [match.output, *bounds], [output], name=match.nodes["activation"].name)
+def clipped(build: Build) -> Build:
+    """An operator and the activation on its integers, for ranges that reach beyond the activation (symmetric ones)."""
+
+    def build_both(match: Match, graph: Graph, context: Context) -> None:
+        limits = clip_limits(match.nodes["activation"])
+        assert limits is not None
+        scale, zero_point = scales(match, "y"), zero_points(match, "y")
+        form = FORMATS[zero_point.dtype.name]
+        ends = [np.clip(np.rint(np.float32(end) / scale) + zero_point, form.qmin, form.qmax) for end in limits]
+        output, match.output = match.output, graph.variable(f"{match.output.name}_unclipped")
+        build(match, graph, context)
+        bounds = [graph.constant(f"{output.name}_limit", np.asarray(end, form.dtype)) for end in ends]
+        graph.add("Clip", [match.output, *bounds], [output], name=match.nodes["activation"].name)
+
+    return build_both
 
 
 def clip_takes_integers(match: Match, graph: Graph, context: Context) -> str | None:
@@ -329,6 +408,7 @@ def build_unary(match: Match, graph: Graph, context: Context) -> None:
         attributes["alpha"] = 0.0
     if layer.op.endswith("AveragePool"):
         attributes["channels_last"] = 0
+        attributes.pop("dilations", None)  # all 1
     if layer.op == "Softmax":
         attributes["opset"] = graph.opset
         attributes.setdefault("axis", -1 if graph.opset >= 13 else 1)
@@ -350,6 +430,16 @@ def build_mover(match: Match, graph: Graph, context: Context) -> None:
     graph.add(layer.op, [match["x"], *layer.inputs[1:]], [match.output], name=layer.name, **layer.attrs)
 
 
+def build_split(match: Match, graph: Graph, context: Context) -> None:
+    """The same operator, on integers; each output takes the place of the QuantizeLinear behind it."""
+    layer, outputs = match.nodes["layer"], [match.output]
+    for tensor in layer.outputs[1:]:
+        (quantize,) = tensor.outputs
+        outputs.append(quantize.outputs[0])
+        graph.remove(quantize)
+    graph.add("Split", [match["x"], *layer.inputs[1:]], outputs, name=layer.name, **layer.attrs)
+
+
 def build_concat(match: Match, graph: Graph, context: Context) -> None:
     """Concat where all parts share the scale of the whole, QLinearConcat where they do not."""
     layer = match.nodes["Concat"]
@@ -365,51 +455,50 @@ def build_concat(match: Match, graph: Graph, context: Context) -> None:
 
 def activation_behind(inner: Pattern) -> Pattern:
     """A layer with or without an activation behind it."""
-    return Either((Around(("Relu", "Clip"), inner, "activation"), inner))
+    return Either((Around(ACTIVATIONS, inner, "activation"), inner))
 
 
 LAYER = (unsigned, constant_weight, flat_bias, inner_read_once)
+INTEGER_LAYER = (*LAYER, bias_fits)
 RULES = (
-    Rule("QLinearConv", q(activation_behind(CONV)), build_conv, "layer", (*LAYER, saturates)),
+    Rule("QLinearConv", q(activation_behind(CONV)), build_conv, "layer", (*INTEGER_LAYER, saturates)),
     Rule(
         "QLinearConv, Clip",
-        q(Around(("Relu", "Clip"), CONV, "activation")),
-        build_clipped_conv,
+        q(Around(ACTIVATIONS, CONV, "activation")),
+        clipped(build_conv),
         "layer",
-        (*LAYER, clip_takes_integers),
+        (*INTEGER_LAYER, clip_takes_integers),
     ),
-    Rule("QGemm", q(activation_behind(BIASED)), build_linear_integer, "layer", (*LAYER, saturates, two_axes)),
+    Rule("QGemm", q(activation_behind(BIASED)), build_linear_integer, "layer", (*INTEGER_LAYER, saturates, two_axes)),
     Rule("QLinearMatMul", q(activation_behind(MATMUL)), build_linear_integer, "layer", (*LAYER, saturates)),
     Rule("MatMulIntegerToFloat", BIASED, build_linear_float, "layer", LAYER),  # the bias before the bare product
     Rule("MatMulIntegerToFloat", MATMUL, build_linear_float, "layer", LAYER),
-    Rule(
-        "QLinearMatMul",
-        q(Op("MatMul", (dq("a"), dq("b")), name="layer")),
-        build_product,
-        "layer",
-        (unsigned, inner_read_once),
-    ),
-    Rule("MatMulIntegerToFloat", Op("MatMul", (dq("a"), dq("b")), name="layer"), build_product, "layer", (unsigned,)),
+    Rule("QLinearMatMul", q(PRODUCT), build_product, "layer", (unsigned, inner_read_once)),
+    Rule("MatMulIntegerToFloat", PRODUCT, build_product, "layer", (unsigned,)),
     Rule(
         "QLinear operator",
         q(Op(tuple(UNARY), (dq("x"),), name="layer")),
         build_unary,
         "layer",
-        (unsigned, inner_read_once),
+        (unsigned, inner_read_once, plain_average),
+    ),
+    Rule("QLinear operator", q(activation_behind(BOTH)), build_binary, "layer", (unsigned, inner_read_once, saturates)),
+    Rule(
+        "QLinear operator, Clip",
+        q(Around(ACTIVATIONS, BOTH, "activation")),
+        clipped(build_binary),
+        "layer",
+        (unsigned, inner_read_once, clip_takes_integers),
     ),
     Rule(
-        "QLinear operator",
-        q(Op(tuple(BINARY), (dq("a"), dq("b")), name="layer")),
-        build_binary,
-        "layer",
-        (unsigned, inner_read_once),
+        "Concat", q(Each("Concat", lambda index: dq(f"x{index}"))), build_concat, "Concat", (unsigned, inner_read_once)
     ),
-    Rule("Concat", q(Each("Concat", lambda index: dq(f"x{index}"))), build_concat, "Concat"),
     Rule(
         "integers",
         q(Around(MOVERS, dq("x"), "layer")),
         build_mover,
         "layer",
-        (unsigned, inner_read_once, same_scale, nearest),
+        (unsigned, inner_read_once, same_scale, moves_integers),
     ),
+    Rule("integers", q(Around("Split", dq("x"), "layer")), build_split, "layer", (unsigned, parts_alike)),
 )

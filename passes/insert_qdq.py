@@ -10,7 +10,15 @@ import numpy as np
 
 from onnxq.graph import Array, Graph, Node, Tensor, weight
 from onnxq.layers import Layer, layer_of
-from onnxq.numerics.affine import quantize, quantize_bias, quantize_weight, safe_weight_scale
+from onnxq.numerics.affine import (
+    QuantizedWeight,
+    dequantize,
+    quantize,
+    quantize_bias,
+    quantize_weight,
+    safe_weight_scale,
+)
+from onnxq.numerics.bias import mean_error
 from onnxq.numerics.formats import FORMATS, INT32
 from onnxq.pipeline import Context, Lossy, Promise
 from onnxq.plan import Plan, TensorPlan, Treatment
@@ -43,16 +51,24 @@ class InsertQdq:
             n.name: found for n in nodes if isinstance(found := layer_of(graph, n, context.target.absorbed), Layer)
         }
         integer = {id(n) for n in nodes}
-        makers = {id(layers[n.name].output if n.name in layers else n.outputs[0]) for n in nodes}
-        makers |= {id(t) for n in nodes if n.name not in layers for t in n.outputs}
+        makers = {id(t) for n in nodes if n.name not in layers for t in n.outputs}
         for layer in layers.values():
-            work.quantize_layer(layer)
+            returns_integers = _returns_integers(graph, plan, layer, integer)
+            makers.update({id(layer.output)} if returns_integers else ())
+            work.quantize_layer(layer, returns_integers)
             yield Change(layer.node.name, layer.node.op, "Q/DQ", plan.nodes[layer.node.name].reason)
         for tensor in [t for name, t in graph.tensors().items() if name in plan.tensors]:
             work.quantize_tensor(tensor, id(tensor) in makers, integer)
         for node in nodes:
             if node.name not in layers:
                 yield Change(node.name, node.op, "Q/DQ", plan.nodes[node.name].reason)
+
+
+def _returns_integers(graph: Graph, plan: Plan, layer: Layer, integer: set[int]) -> bool:
+    """A convolution always does; a linear layer, which returns floats for free, where nobody wants these."""
+    output = layer.output
+    wanted = all(id(reader) in integer for reader in output.outputs) and not graph.kept(output)
+    return output.name in plan.tensors and (not layer.linear or wanted)
 
 
 @dataclass
@@ -62,7 +78,7 @@ class Insertion:
     graph: Graph
     plan: Plan
     scales: dict[tuple[float, int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    weights: dict[tuple[str, int | None], tuple[Tensor, Array]] = field(default_factory=dict)
+    weights: dict[tuple[str, int | None, bytes], Tensor] = field(default_factory=dict)
 
     def parameters(self, name: str, plan: TensorPlan) -> tuple[Tensor, Tensor]:
         """Scale and zero point as constants; equal ones are shared."""
@@ -78,6 +94,9 @@ class Insertion:
     def quantize_tensor(self, tensor: Tensor, made_integer: bool, integer: set[int]) -> None:
         """Put Q/DQ behind one activation."""
         graph, name = self.graph, tensor.name
+        readers = [node for node in tensor.outputs if id(node) in integer]
+        if (tensor.inputs and tensor.inputs[0].op == "DequantizeLinear") or not (made_integer or readers):
+            return  # has its Q/DQ already, or nobody wants it
         scale, zero_point = self.parameters(name, self.plan.tensors[name])
         quantized = graph.variable(f"{name}_quantized")
         if made_integer:
@@ -87,62 +106,74 @@ class Insertion:
             graph.add("QuantizeLinear", [before, scale, zero_point], [quantized], name=f"{name}_quantize")
             graph.add("DequantizeLinear", [quantized, scale, zero_point], [tensor], name=f"{name}_dequantize")
             return
-        readers = [node for node in tensor.outputs if id(node) in integer]
         after = graph.variable(f"{name}_dequantized", tensor.dtype, tensor.shape)
         graph.redirect(tensor, after, readers=readers)
         graph.add("QuantizeLinear", [tensor, scale, zero_point], [quantized], name=f"{name}_quantize")
         graph.add("DequantizeLinear", [quantized, scale, zero_point], [after], name=f"{name}_dequantize")
 
-    def quantize_layer(self, layer: Layer) -> None:
+    def quantize_layer(self, layer: Layer, returns_integers: bool) -> None:
         """Put DQ behind the weight and, where integers come out, behind the bias."""
         node, plan = layer.node, self.plan
         axis = weight_axis(node) if plan.nodes[node.name].per_channel else None
-        returns_integers = layer.output.name in plan.tensors
-        input_scale = np.float32(plan.tensors[layer.data.name].scale)
-        bias = weight(layer.bias).reshape(-1) if layer.bias is not None and returns_integers else None
-        node.inputs[1], scale = self.dequantized_weight(layer.weight, axis, bias, input_scale)
-        if bias is not None and len(node.inputs) > 2:
-            node.inputs[2] = self.dequantized_bias(layer, bias, input_scale, scale)
-
-    def dequantized_weight(
-        self, tensor: Tensor, axis: int | None, bias: Array | None, input_scale: np.float32
-    ) -> tuple[Tensor, Array]:
-        """The weight behind a DQ, and its scale. A weight that several layers share is stored once."""
-        settings = self.plan.recipe.weight
+        settings, values = plan.recipe.weight, weight(layer.weight)
         form = FORMATS[settings.format]
-        values = weight(tensor)
         found = quantize_weight(values, form, axis=axis, symmetric=settings.symmetric)
-        scale = found.scale
-        if bias is not None:
-            depth = values.size // max(scale.size, 1)
-            safe = safe_weight_scale(bias, input_scale, scale, depth)
-            if not np.array_equal(safe, scale):
+        bias = self.corrected_bias(layer, values, found, axis)
+        input_scale = np.float32(plan.tensors[layer.data.name].scale)
+        if bias is not None and returns_integers and node.op != "MatMul":
+            safe = safe_weight_scale(bias, input_scale, found.scale, values.size // max(found.scale.size, 1))
+            if not np.array_equal(safe, found.scale):
                 raised = quantize(values, safe, found.zero_point, form, axis)
-                return self._store(tensor, axis, raised, safe, found.zero_point)
-        key = (tensor.name, axis)
-        if key not in self.weights:
-            self.weights[key] = self._store(tensor, axis, found.values, scale, found.zero_point)
-        return self.weights[key]
+                found = QuantizedWeight(raised, safe, found.zero_point)
+            self.set_bias(layer, self.dequantized_bias(layer, bias, input_scale, found.scale))
+        elif bias is not None and (layer.bias is None or not np.array_equal(bias, weight(layer.bias).reshape(-1))):
+            self.set_bias(layer, self.graph.constant(f"{node.name}_bias_corrected", bias))
+        node.inputs[1] = self.stored_weight(layer.weight, axis, found)
 
-    def _store(
-        self, tensor: Tensor, axis: int | None, values: Array, scale: Array, zero_point: Array
-    ) -> tuple[Tensor, Array]:
-        graph, name = self.graph, tensor.name
-        inputs = [
-            graph.constant(f"{name}_quantized", values),
-            graph.constant(f"{name}_scale", scale),
-            graph.constant(f"{name}_zero_point", zero_point),
-        ]
-        output = graph.variable(f"{name}_dequantized", np.dtype(np.float32), tensor.shape)
-        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-        graph.add("DequantizeLinear", inputs, [output], name=f"{name}_dequantize", **attributes)
-        return output, scale
+    def corrected_bias(self, layer: Layer, values: Array, found: QuantizedWeight, axis: int | None) -> Array | None:
+        """The bias in floats, less the mean error that the rounded weight makes; None where there is no bias."""
+        node, means = layer.node, np.asarray(self.plan.tensors[layer.data.name].means)
+        bias = None if layer.bias is None else weight(layer.bias).reshape(-1)
+        by_rows = node.op == "Conv" or bool(node.attrs.get("transB", 0))
+        groups = int(node.attrs.get("group", 1))
+        inputs = values.shape[1] * groups if by_rows else values.shape[0]
+        if means.shape != (inputs,) or (bias is None and node.op == "MatMul"):
+            return bias
+        rounded = dequantize(found.values, found.scale, found.zero_point, axis)
+        error = mean_error(rounded, values, means, groups) if by_rows else mean_error(rounded.T, values.T, means)
+        return ((0.0 if bias is None else bias) - error).astype(np.float32)
+
+    def set_bias(self, layer: Layer, bias: Tensor) -> None:
+        """Let the layer add this bias: its own input, or that of the Add behind a MatMul."""
+        node = layer.node
+        if node.op == "MatMul":
+            add = layer.tail[0]
+            add.inputs[next(i for i, t in enumerate(add.inputs) if t is layer.bias)] = bias
+        elif len(node.inputs) > 2:
+            node.inputs[2] = bias
+        else:
+            node.inputs.append(bias)
+
+    def stored_weight(self, tensor: Tensor, axis: int | None, found: QuantizedWeight) -> Tensor:
+        """The weight behind a DQ; one that several layers share with the same scales is stored once."""
+        key = (tensor.name, axis, found.scale.tobytes())
+        if key not in self.weights:
+            graph, name = self.graph, tensor.name
+            inputs = [
+                graph.constant(f"{name}_quantized", found.values),
+                graph.constant(f"{name}_scale", found.scale),
+                graph.constant(f"{name}_zero_point", found.zero_point),
+            ]
+            output = graph.variable(f"{name}_dequantized", np.dtype(np.float32), tensor.shape)
+            attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+            graph.add("DequantizeLinear", inputs, [output], name=f"{name}_dequantize", **attributes)
+            self.weights[key] = output
+        return self.weights[key]
 
     def dequantized_bias(self, layer: Layer, bias: Array, input_scale: np.float32, weight_scale: Array) -> Tensor:
         """The bias as int32 behind a DQ; one for each layer, since its scale depends on the layer's input."""
-        assert layer.bias is not None
         values, scale = quantize_bias(bias, input_scale, weight_scale)
-        graph, name = self.graph, layer.bias.name
+        graph, name = self.graph, layer.bias.name if layer.bias is not None else f"{layer.node.name}_bias"
         inputs = [
             graph.constant(f"{name}_quantized", values),
             graph.constant(f"{name}_scale", scale),

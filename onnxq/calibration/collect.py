@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.calibration.data import Data, mask_of
-from onnxq.calibration.statistics import Histogram, MinMax, MovingAverage
+from onnxq.calibration.statistics import ChannelSum, Histogram, MinMax, MovingAverage
 from onnxq.errors import DataError
 from onnxq.graph import Graph, to_model
 from onnxq.runtime import Session
@@ -33,22 +33,25 @@ class Seen:
         average: moving average of the extremes of the batches.
         channels: extremes of each entry of axis 1 (images) or of the last axis (everything else); of the whole tensor
             where the number of entries varied.
+        sums: their sums, likewise.
     """
 
     histogram: Histogram = field(default_factory=Histogram)
     average: MovingAverage = field(default_factory=MovingAverage)
     channels: MinMax = field(default_factory=MinMax)
+    sums: ChannelSum = field(default_factory=ChannelSum)
 
     def __add__(self, later: Seen) -> Seen:
         """This run, then the later one."""
         channels = _same_channels(self.channels, later.channels) + _same_channels(later.channels, self.channels)
-        return Seen(self.histogram + later.histogram, self.average + later.average, channels)
+        return Seen(self.histogram + later.histogram, self.average + later.average, channels, self.sums + later.sums)
 
     @classmethod
     def of(cls, x: Array) -> Seen:
         """From one batch of a tensor."""
         axis = None if x.ndim < 2 else 1 if x.ndim >= 4 else x.ndim - 1
-        return cls(Histogram.of(x), MovingAverage.of(x), MinMax.of(x, axis=axis))
+        sums = ChannelSum() if axis is None else ChannelSum.of(x, axis)
+        return cls(Histogram.of(x), MovingAverage.of(x), MinMax.of(x, axis=axis), sums)
 
 
 def _same_channels(one: MinMax, other: MinMax) -> MinMax:
@@ -178,6 +181,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
             "histogram": seen.histogram.to_arrays(),
             "average": seen.average.to_arrays(),
             "channels": seen.channels.to_arrays(),
+            "sums": seen.sums.to_arrays(),
         }
         for part, fields in parts.items():
             arrays.update({f"{name}|{part}|{item}": array for item, array in fields.items()})
@@ -209,6 +213,7 @@ def _read(path: Path) -> Iterator[tuple[str, Seen]]:
                     Histogram.from_arrays(found["histogram"]),
                     MovingAverage.from_arrays(found["average"]),
                     MinMax.from_arrays(found["channels"]),
+                    ChannelSum.from_arrays(found["sums"]),
                 ),
             )
     except FileNotFoundError:

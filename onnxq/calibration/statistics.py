@@ -32,6 +32,12 @@ SMALLEST_EXPONENT = -126
 CHUNK = 32768
 """Values that are binned at a time: with the work buffers 0.7 MB, which a level-2 cache holds."""
 
+STEPS = 2**20
+"""Steps of a `ChannelSum` in 1."""
+
+LARGEST_SUMMAND = 2.0**15
+"""Larger values would make a float64 sum of steps inexact."""
+
 MOMENTUM = 0.9
 """Share of the old average that a `MovingAverage` keeps at each batch, unless told otherwise."""
 
@@ -255,6 +261,53 @@ class Histogram:
         """Undo `to_arrays`."""
         numbers: dict[str, Any] = {name: value.item() for name, value in arrays.items() if value.ndim == 0}
         return cls(counts=arrays["counts"], **numbers)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelSum:
+    """The sum of each channel, in steps of 2**-20, so that it is the same integer in any order and any split.
+
+    Attributes:
+        total: (channels,), how many steps; () where nothing was seen, or channels of different numbers.
+        count: values of each channel.
+    """
+
+    total: NDArray[np.int64] = field(default_factory=lambda: np.zeros((), np.int64))
+    count: int = 0
+
+    @classmethod
+    def of(cls, x: ArrayLike, axis: int) -> Self:
+        """From an array of any shape with channels along `axis`. Values past 2**15 count as 2**15, NaN as 0."""
+        x = _real(x)
+        others = tuple(np.delete(np.arange(x.ndim), axis))
+        steps = np.rint(np.clip(x, -LARGEST_SUMMAND, LARGEST_SUMMAND) * x.dtype.type(STEPS))
+        if not np.isfinite(steps).all():
+            steps = np.nan_to_num(steps, nan=0.0)
+        # integers: float64 adds them exactly up to 2**53, which is 2**18 values of the largest size
+        total = steps.sum(others, dtype=np.float64).astype(np.int64)
+        return cls(total, x.size // max(x.shape[axis], 1))
+
+    def __add__(self, other: Self) -> Self:
+        """Both together; nothing is known where the channels differ in number."""
+        if 0 in (self.count, other.count):
+            return self if other.count == 0 else other
+        if self.total.shape != other.total.shape:
+            return type(self)(np.zeros((), np.int64), self.count + other.count)
+        return type(self)(self.total + other.total, self.count + other.count)
+
+    @property
+    def mean(self) -> Float64Array | None:
+        """Mean of each channel; None where it is not known."""
+        return self.total / (self.count * STEPS) if self.total.ndim and self.count else None
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Every field, as an array."""
+        return {"total": self.total, "count": np.asarray(self.count)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Undo `to_arrays`."""
+        return cls(arrays["total"], int(arrays["count"]))
 
 
 def _real(x: ArrayLike) -> Real:

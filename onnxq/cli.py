@@ -1,0 +1,298 @@
+"""Words in, one call of the API, text or JSON out. What a command needs is imported when it runs: `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnxq import __version__, flags
+from onnxq.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from onnxq.api import Result
+    from onnxq.calibration.collect import Progress
+    from onnxq.validate import Proof
+
+CPU = "CPUExecutionProvider"
+
+app = typer.Typer(
+    name="onnxq",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def onnxq(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> int:
+    """Make ONNX models small and fast without breaking them: calibrate, quantize, fold, validate.
+
+    Exit codes: 0 done, 1 checked and found wanting, 2 wrong use or bad input.
+    """
+    if version:
+        print(f"onnxq {__version__}")
+        raise typer.Exit(0)
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(2)
+    return 0
+
+
+@app.command()
+def optimize(
+    model: flags.Model,
+    output: flags.Output = None,
+    data: flags.CalibrationData = None,
+    validation: flags.Validation = None,
+    statistics: flags.StatisticsFiles = None,
+    samples: flags.Samples = 128,
+    memory: flags.Memory = None,
+    recipe: flags.RecipeName = None,
+    target: flags.Target = None,
+    format: flags.Format = None,
+    range_rule: flags.RangeRule = None,
+    percent: flags.Percent = None,
+    activations: flags.Activations = None,
+    symmetric: flags.Symmetric = None,
+    weights: flags.Weights = None,
+    per_channel: flags.PerChannel = None,
+    keep_float: flags.KeepFloat = None,
+    plan: flags.PlanFile = None,
+    threads: flags.Threads = 1,
+    batch: flags.Batch = 1,
+    seconds: flags.Seconds = 3.0,
+    check: flags.Check = True,
+    force: flags.Force = False,
+    save_plan: flags.SavePlan = None,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Turn a float model into a small and fast one, and prove that it still computes the same.
+
+        onnxq optimize model.onnx --data calibration.npz
+
+    Without data, the linear layers find the scales of their inputs on each run (dynamic-int8).
+    """
+    from onnxq import api, tables
+    from onnxq.plan import read_plan
+
+    wishes = {
+        "target": target,
+        "format": format,
+        "activation": {"format": activations, "symmetric": symmetric, "range": range_rule, "percent": percent},
+        "weight": {"format": weights, "per_channel": per_channel},
+        "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},
+    }
+    if plan is not None and (recipe is not None or flags.given(wishes)):
+        raise RecipeError("--plan brings its own recipe. Leave out --recipe and its flags, or edit the plan.")
+    chosen = flags.make_wish(recipe, wishes)
+    followed = None if plan is None else read_plan(plan)
+    for written in (output, save_plan):
+        flags.keep_apart(written, data=data, validation=validation, recipe=recipe, plan=plan)
+    _check_save_plan(model, output, save_plan)
+    with told(quiet) as progress:
+        result = api.optimize(
+            model,
+            output,
+            data=data,
+            validation=validation,
+            recipe=chosen,
+            plan=followed,
+            statistics=statistics or (),
+            options=api.Options(
+                samples=samples,
+                threads=threads,
+                batch=batch,
+                seconds=seconds,
+                memory=flags.bytes_of(memory),
+                check=check,
+                force=force,
+                progress=progress,
+            ),
+        )
+    result = _save_plan(result, save_plan)
+    report(result, lambda: tables.result(model, result), as_json, quiet)
+    return 1 if result.status == "rejected" else 0
+
+
+def _check_save_plan(model: Path, output: Path | None, plan: Path | None) -> None:
+    """Find out before the work whether a plan can be written."""
+    if plan is None:
+        return
+    from onnxq.modelfile import check_output
+
+    check_output(model, plan)
+    if output is not None and plan.resolve() == output.resolve():
+        raise RecipeError(f"--save-plan and --output both name '{plan}'. Name two files.")
+
+
+def _save_plan(result: Result, place: Path | None) -> Result:
+    """Write the plan in one step, also of a rejected model: it is there to be edited."""
+    if place is None:
+        return result
+    if result.plan is None:
+        note = f"There was nothing to decide, so no plan was written to '{place}'."
+        return result.model_copy(update={"warnings": [*result.warnings, note]})
+    from onnxq.modelfile import replacing
+
+    with replacing(place) as file:
+        file.write_text(result.plan.to_json(), encoding="utf-8")
+    return result
+
+
+@app.command()
+def calibrate(
+    model: flags.Model,
+    output: flags.StatisticsOutput,
+    data: flags.NeededData,
+    samples: flags.Samples = 128,
+    memory: flags.Memory = None,
+    recipe: flags.RecipeName = None,
+    target: flags.Target = None,
+    keep_float: flags.KeepFloat = None,
+    threads: flags.Threads = 1,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Collect the statistics of activations for `optimize --statistics`; files of several runs can be joined."""
+    from onnxq import api, tables
+
+    wishes = {"target": target, "nodes": {pattern: {"quantize": False} for pattern in keep_float or []}}
+    chosen = flags.make_wish(recipe, wishes)
+    flags.keep_apart(output, data=data, recipe=recipe)
+    with told(quiet) as progress:
+        options = api.Options(samples=samples, threads=threads, memory=flags.bytes_of(memory), progress=progress)
+        found = api.calibrate(model, output, data=data, recipe=chosen, options=options)
+    report(found, lambda: tables.calibration(found), as_json, quiet)
+    return 0
+
+
+@app.command()
+def inspect(model: flags.Model, as_json: flags.AsJson = False, quiet: flags.Quiet = False) -> int:
+    """Show what is in a model: interface, operators, sizes, and what is quantized how."""
+    from onnxq import api, tables
+
+    found = api.inspect(model)
+    report(found, lambda: tables.summary(model, found), as_json, quiet)
+    return 0
+
+
+@app.command()
+def validate(
+    reference: flags.FloatModel,
+    candidate: flags.OtherModel,
+    data: flags.NeededData,
+    providers: flags.Providers = CPU,
+    min_cosine: flags.LeastCosine = 0.9,
+    min_agreement: flags.LeastAgreement = None,
+    threads: flags.Threads = 1,
+    batch: flags.Batch = 1,
+    seconds: flags.Seconds = 3.0,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Compare a quantized model with its float model: accuracy, speed, size, and the kernels that ran."""
+    from onnxq import api, tables
+
+    with told(quiet) as progress:
+        options = api.Options(
+            threads=threads, batch=batch, seconds=seconds, providers=_names(providers), progress=progress
+        )
+        proofs = api.validate(reference, candidate, data=data, options=options)
+    wanting = [reason for proof in proofs for reason in shortcomings(proof, min_cosine, min_agreement)]
+    document = {"passed": not wanting, "reasons": wanting, "proofs": proofs}
+    report(document, lambda: tables.proofs(candidate, proofs, wanting), as_json, quiet)
+    return 1 if wanting else 0
+
+
+def shortcomings(proof: Proof, min_cosine: float, min_agreement: float | None) -> list[str]:
+    """Where a model misses what was asked of it, one sentence each. Raises RecipeError where nothing has classes."""
+    if min_agreement is not None and all(output.agreement is None for output in proof.outputs.values()):
+        raise RecipeError("--min-agreement needs an output with one score per class; there is none. Use --min-cosine.")
+    found = []
+    for name, output in proof.outputs.items():
+        place = f"Output '{name}' on {proof.provider}"
+        if not output.finite:
+            found.append(f"{place} holds NaN or infinity where the float model's does not.")
+        if not output.cosine >= min_cosine:  # so written, NaN is found wanting too
+            found.append(f"{place} has a mean cosine of {output.cosine:.5f}, below {min_cosine:g}.")
+        if min_agreement is not None and output.agreement is not None and output.agreement < min_agreement:
+            found.append(f"{place} agrees in {100 * output.agreement:.2f} % of cases, below {100 * min_agreement:g} %.")
+    return found
+
+
+@app.command()
+def bench(
+    models: flags.Models,
+    data: flags.NeededData = "random",
+    providers: flags.Providers = CPU,
+    threads: flags.Threads = 1,
+    batch: flags.Batch = 1,
+    seconds: flags.Seconds = 3.0,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Time several models of the same interface in one interleaved run; the first is the measure."""
+    from onnxq import api, runtime, tables
+
+    runtime.check_providers(_names(providers))
+    rows = [
+        row
+        for name in _names(providers)
+        for row in api.bench(
+            models,
+            data=data,
+            options=api.Options(threads=threads, batch=batch, providers=(name,)),
+            seconds=seconds,
+        )
+    ]
+    report({"models": rows}, lambda: tables.timings(rows), as_json, quiet)
+    return 0
+
+
+@app.command()
+def passes(as_json: flags.AsJson = False, quiet: flags.Quiet = False) -> int:
+    """List every pass in the order in which they run, and what each promises."""
+    from onnxq import api, tables
+
+    found = api.describe_passes()
+    report({"passes": found}, lambda: tables.passes(found), as_json, quiet)
+    return 0
+
+
+def _names(providers: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in providers.split(",") if name.strip())
+
+
+@contextmanager
+def told(quiet: bool) -> Iterator[Progress]:
+    """Progress on standard error, where somebody sits in front of it."""
+    from onnxq.tables import Bars
+
+    bars = Bars(silent=quiet)
+    try:
+        yield bars
+    finally:
+        bars.close()
+
+
+def report(document: Any, table: Callable[[], RenderableType], as_json: bool, quiet: bool) -> None:
+    """The result as JSON, as tables for a person, or both on two channels."""
+    from pydantic_core import to_json
+
+    from onnxq.tables import console
+
+    if as_json:  # NaN and infinity become null: JSON knows neither
+        print(to_json(document, indent=1, inf_nan_mode="null").decode())
+    if not quiet:
+        console(stderr=as_json).print(table())

@@ -1,0 +1,107 @@
+"""A graph as an ONNX model again, in the lowest versions that it needs; and what one node returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto
+from onnx.reference import ReferenceEvaluator
+
+from onnxq.tensors import Array, Constant, Node, Stored, bodies, declared, is_constant, nested, weight
+
+if TYPE_CHECKING:
+    from onnxq.graph import Graph
+
+Keep = Callable[[Constant], TensorProto]
+"""How a weight is written: returns the TensorProto that stands for it."""
+
+
+def embed(constant: Constant) -> TensorProto:
+    """The weight inside the model; what is stored outside stays a reference."""
+    values = constant._values
+    if not isinstance(values, Stored):
+        return onnx.numpy_helper.from_array(np.asarray(values), constant.name)
+    if values.tensor.name == constant.name:
+        return values.tensor
+    renamed = TensorProto()
+    renamed.CopyFrom(values.tensor)
+    renamed.name = constant.name
+    return renamed
+
+
+def to_model(graph: Graph, keep: Keep = embed, extra_outputs: Iterable[str] = ()) -> ModelProto:
+    """The graph as a model. `extra_outputs` makes inner tensors visible, for calibration and for validation."""
+    model = ModelProto()
+    model.CopyFrom(graph.shell)
+    model.graph.node.extend(to_node(node) for node in graph.nodes)
+    model.graph.initializer.extend(keep(tensor) for tensor in sorted(graph.weights(), key=lambda t: t.name))
+    del model.graph.input[:]
+    wanted = {tensor.name for tensor in graph.inputs}
+    model.graph.input.extend(info for info in graph.shell.graph.input if info.name in wanted)
+    del model.graph.value_info[:]
+    same = _unchanged_types(graph)
+    model.graph.value_info.extend(info for info in graph.shell.graph.value_info if info.name in same)
+    shown = {info.name for info in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in shown)
+    _stamp(model, graph)
+    return model
+
+
+def _unchanged_types(graph: Graph) -> set[str]:
+    """Names of inner tensors whose declaration in the file still holds."""
+    specs = {info.name: declared(info) for info in graph.shell.graph.value_info}
+    return {
+        name
+        for name, tensor in graph.tensors().items()
+        if (spec := specs.get(name)) is not None
+        and not is_constant(tensor)
+        and (tensor.dtype, tensor.shape) == (spec.dtype, spec.shape)
+    }
+
+
+def to_node(node: Node) -> NodeProto:
+    """One node as ONNX stores it."""
+    made = NodeProto()
+    if node.remarks is not None:
+        made.CopyFrom(node.remarks)
+    made.op_type, made.name, made.domain = node.op, node.name, node.domain or ""
+    made.input.extend(tensor.name for tensor in node.inputs)
+    made.output.extend(tensor.name for tensor in node.outputs)
+    for name, value in node.attrs.items():
+        stored = isinstance(value, onnx.AttributeProto)
+        made.attribute.append(value if stored else onnx.helper.make_attribute(name, value))
+    return made
+
+
+def _stamp(model: ModelProto, graph: Graph) -> None:
+    """Opsets in use, and the lowest IR version that they and the runtime agree on."""
+    inner = nested(body for node in graph.nodes for body in bodies(node))
+    used = {""} | {node.domain or "" for node in graph.nodes} | {node.domain for body in inner for node in body.node}
+    used |= {entry.domain for function in model.functions for entry in function.opset_import}
+    del model.opset_import[:]
+    entries = [onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.opsets.items()) if d in used]
+    model.opset_import.extend(entries)
+    standard = [onnx.helper.make_opsetid("", graph.opset)]
+    lowest = onnx.helper.find_min_ir_version_for(standard, ignore_unknown=True)
+    # IR 3 lists every weight as an input; since 4 a weight need not be one, and 8 brought functions
+    model.ir_version = max(lowest, 4, 8 if model.functions else 0)
+
+
+def evaluate(graph: Graph, node: Node) -> list[Array] | None:
+    """What a node that reads only constants returns, by onnx's reference implementation; None where that fails."""
+    inputs = {t.name: weight(t) for t in node.inputs if t.name}
+    infos = [onnx.ValueInfoProto(name=name) for name in inputs]
+    outputs = [onnx.ValueInfoProto(name=t.name) for t in node.outputs if t.name]
+    body = onnx.helper.make_graph([to_node(node)], "one_node", infos, outputs)
+    opsets = [onnx.helper.make_opsetid(domain, number) for domain, number in graph.opsets.items()]
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            evaluator = ReferenceEvaluator(onnx.helper.make_model(body, opset_imports=opsets))
+            return [np.asarray(value) for value in evaluator.run(None, inputs)]
+    except Exception:  # the reference implementation has gaps, and raises whatever it likes there
+        return None

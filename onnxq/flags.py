@@ -1,0 +1,340 @@
+"""The options of the command line: each is declared once, so that it means the same in every command."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnxq.errors import OutputError, RecipeError
+
+if TYPE_CHECKING:
+    from onnxq.recipe import Recipe
+
+MODES = ("auto", "static-int8", "dynamic-int8", "weight-int8")
+"""What `--recipe` takes by name; anything else is a file."""
+
+SOURCE = "SOURCE"
+DATA, RECIPE, PROOF, RESULT = "Data", "Recipe", "Proof", "Result"  # the panels of --help
+
+Model = Annotated[Path, typer.Argument(help="The ONNX model.", show_default=False)]
+FloatModel = Annotated[Path, typer.Argument(help="The float model.", show_default=False)]
+OtherModel = Annotated[Path, typer.Argument(help="What it became.", show_default=False)]
+Models = Annotated[list[Path], typer.Argument(help="The ONNX models.", show_default=False)]
+
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        rich_help_panel=RESULT,
+        help="Where to write; NAME.int8.onnx beside the model if left out.",
+        show_default=False,
+    ),
+]
+StatisticsOutput = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE", rich_help_panel=RESULT, help="Where to write (.npz).", show_default=False
+    ),
+]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar=SOURCE,
+        rich_help_panel=DATA,
+        help="What to calibrate and validate on: FILE.npz, a FOLDER of .npz or of test_data_set_*, images:FOLDER, "
+        "text:FILE, python:MODULE:FUNCTION, or random. A part is held back for validation.",
+        show_default=False,
+    ),
+]
+NeededData = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar=SOURCE,
+        rich_help_panel=DATA,
+        help="What to run on: FILE.npz, a FOLDER of .npz or of test_data_set_*, images:FOLDER, text:FILE, "
+        "python:MODULE:FUNCTION, or random.",
+        show_default=False,
+    ),
+]
+Validation = Annotated[
+    str | None,
+    typer.Option(
+        "--validation",
+        metavar=SOURCE,
+        rich_help_panel=DATA,
+        help="Validate on this instead of on a part of --data.",
+        show_default=False,
+    ),
+]
+StatisticsFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--statistics",
+        metavar="FILE",
+        rich_help_panel=DATA,
+        help="What `onnxq calibrate` wrote, instead of calibrating again; several files are joined.",
+        show_default=False,
+    ),
+]
+Samples = Annotated[
+    int, typer.Option("--samples", metavar="N", min=1, rich_help_panel=DATA, help="How many samples calibrate at most.")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        rich_help_panel=DATA,
+        help="What the activations of a calibration batch may take, like 2GB or 500MB.",
+        show_default=False,
+    ),
+]
+
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        rich_help_panel=RECIPE,
+        help="auto (default: static with data, dynamic without), static-int8, dynamic-int8, weight-int8, "
+        "or a .toml file; flags override the file.",
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target", metavar="NAME", rich_help_panel=RECIPE, help="What it will run on: cpu.", show_default=False
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        rich_help_panel=RECIPE,
+        help="integer (default): integer operators; qdq: Q/DQ pairs for the runtime to fold.",
+        show_default=False,
+    ),
+]
+RangeRule = Annotated[
+    str | None,
+    typer.Option(
+        "--range",
+        metavar="RULE",
+        rich_help_panel=RECIPE,
+        help="How the range of an activation is chosen: auto (default: what leaves the least noise), minmax, "
+        "moving-average, percentile, entropy or mse.",
+        show_default=False,
+    ),
+]
+Percent = Annotated[
+    float | None,
+    typer.Option(
+        "--percent",
+        metavar="P",
+        rich_help_panel=RECIPE,
+        help="What the percentile rule keeps; 99.99 if left out.",
+        show_default=False,
+    ),
+]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        "--activations",
+        metavar="TYPE",
+        rich_help_panel=RECIPE,
+        help="The type of activations: uint8 (default) or int8.",
+        show_default=False,
+    ),
+]
+Symmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--symmetric/--affine",
+        rich_help_panel=RECIPE,
+        help="Whether 0 lies in the middle of the range of an activation; affine is the default.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="TYPE",
+        rich_help_panel=RECIPE,
+        help="The type of weights: int8 (default) or uint8.",
+        show_default=False,
+    ),
+]
+PerChannel = Annotated[
+    bool | None,
+    typer.Option(
+        "--per-channel/--per-tensor",
+        rich_help_panel=RECIPE,
+        help="One scale for each output channel of a weight (default), or one for all.",
+        show_default=False,
+    ),
+]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-float",
+        metavar="PATTERN",
+        rich_help_panel=RECIPE,
+        help="Keep a node in float: its name, its operator, or a pattern like '/encoder/*'. May be repeated.",
+        show_default=False,
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE.json",
+        rich_help_panel=RECIPE,
+        help="The decisions of an earlier run, perhaps edited; needs no data.",
+        show_default=False,
+    ),
+]
+SavePlan = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-plan",
+        metavar="FILE.json",
+        rich_help_panel=RESULT,
+        help="Write every decision, with its reason.",
+        show_default=False,
+    ),
+]
+
+Threads = Annotated[
+    int,
+    typer.Option(
+        "--threads", metavar="N", min=0, rich_help_panel=PROOF, help="Threads of ONNX Runtime; 0 is its own choice."
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option("--batch", metavar="N", min=1, rich_help_panel=PROOF, help="Samples in the batch that is timed."),
+]
+Seconds = Annotated[
+    float,
+    typer.Option("--seconds", metavar="S", min=0, rich_help_panel=PROOF, help="How long to measure the latency."),
+]
+Providers = Annotated[
+    str,
+    typer.Option(
+        "--providers", metavar="A,B", rich_help_panel=PROOF, help="Execution providers to run on, one after another."
+    ),
+]
+Check = Annotated[
+    bool,
+    typer.Option("--validate/--no-validate", rich_help_panel=PROOF, help="Whether to compare with the float model."),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", rich_help_panel=PROOF, help="Write the model even where it proves to be broken."),
+]
+LeastCosine = Annotated[
+    float,
+    typer.Option(
+        "--min-cosine",
+        metavar="C",
+        min=-1,
+        max=1,
+        rich_help_panel=PROOF,
+        help="Exit with 1 where the mean cosine of an output is lower.",
+    ),
+]
+LeastAgreement = Annotated[
+    float | None,
+    typer.Option(
+        "--min-agreement",
+        metavar="A",
+        min=0,
+        max=1,
+        rich_help_panel=PROOF,
+        help="Exit with 1 where the argmax of a classifier's output agrees less often.",
+        show_default=False,
+    ),
+]
+
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", rich_help_panel=RESULT, help="One JSON document on standard output; all else on standard error."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RESULT, help="No tables and no progress.")]
+
+
+def bytes_of(size: str | None) -> int | None:
+    """`500MB`, `2 GiB` or `1000000` in bytes. Raises RecipeError."""
+    if size is None:
+        return None
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*(?:([KMGT]?)(I?)B)?", size.strip().upper())
+    if found is None or not float(found[1]):
+        raise RecipeError(f"--memory {size!r} is no size. Write a number and KB, MB or GB, like 500MB.")
+    base, letter = 1024 if found[3] else 1000, found[2] or " "
+    return int(float(found[1]) * base ** " KMGT".index(letter))
+
+
+def keep_apart(output: Path | None, **inputs: Path | str | None) -> None:
+    """Refuse to write over what a command reads. Raises OutputError."""
+    if output is None or not output.exists():
+        return
+    for flag, path in inputs.items():
+        if path is not None and Path(path).exists() and os.path.samefile(output, path):
+            raise OutputError(f"The output '{output}' is what --{flag} reads. Name another file.")
+
+
+def make_wish(name: str | None, flags: Mapping[str, Any]) -> Recipe:
+    """The recipe of a name or a file, with the flags that were given on top of it.
+
+    Args:
+        name: a mode, or the path of a TOML file; None is `auto`.
+        flags: as a recipe is nested; None stands for a flag that was not given.
+
+    Raises:
+        RecipeError: there is no such mode or file, or a value is unknown.
+    """
+    from onnxq.recipe import make_recipe, read_recipe
+
+    if name is None or name in MODES:
+        base: dict[str, Any] = {} if name is None else {"mode": name}
+    elif Path(name).suffix != ".toml" and not Path(name).exists():
+        raise RecipeError(f"There is no recipe '{name}'. Known are {', '.join(MODES)}; a file ends in .toml.")
+    else:
+        base = read_recipe(Path(name)).model_dump(exclude_unset=True)
+    recipe = make_recipe(_merged(base, given(flags)))
+    rules = {recipe.activation.range, *(wish.range for wish in recipe.nodes.values())}
+    if flags.get("activation", {}).get("percent") is not None and not rules & {"percentile", "auto"}:
+        raise RecipeError(f"--percent has no effect on --range {recipe.activation.range}. Add --range percentile.")
+    return recipe
+
+
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    nested = {key: given(value) if isinstance(value, Mapping) else value for key, value in flags.items()}
+    return {key: value for key, value in nested.items() if value is not None and value != {}}
+
+
+def _merged(base: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags over the base. Patterns of flags come first: the first that matches decides."""
+    found = dict(base)
+    for key, value in flags.items():
+        below = found.get(key, {})
+        if key == "nodes":
+            found[key] = {**value, **{name: wish for name, wish in below.items() if name not in value}}
+        else:
+            found[key] = _merged(below, value) if isinstance(value, Mapping) else value
+    return found

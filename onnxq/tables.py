@@ -1,0 +1,346 @@
+"""What a person reads: results as tables, and progress."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from onnxq.api import Result
+    from onnxq.inspection import Summary
+    from onnxq.validate import FloatNode, LayerError, OutputProof, Proof
+
+MOST_OUTPUTS, MOST_LAYERS, MOST_KERNELS, MOST_REASONS, MOST_OPERATORS = 5, 5, 8, 4, 5
+"""Rows that a person wants to read; the JSON document holds them all."""
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU"})
+"""Operators whose reasons come first: they take the time."""
+
+PLAIN_WIDTH = 120
+"""Columns where the output is no terminal."""
+
+
+class Paper(Console):
+    """A console that takes all text literally, and leaves a broken pipe to the caller."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+        if not self.is_terminal:
+            self.width = PLAIN_WIDTH
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process with the code that means a rejected model."""
+        raise BrokenPipeError
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or standard error."""
+    return Paper(stderr=stderr)
+
+
+class Rate(ProgressColumn):
+    """Samples per second."""
+
+    def render(self, task: Task) -> Text:
+        """The speed so far."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s", style="cyan")
+
+
+class Bars:
+    """A bar for each task, one at a time; nothing where standard error is no terminal.
+
+    A finished bar stays, and nothing is drawn between tasks: the latency is measured there.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._console = console(stderr=True)
+        self._silent = silent or not self._console.is_terminal
+        self._bar: Progress | None = None
+        self._task = ""
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        """Take in how far a task is."""
+        if self._silent:
+            return
+        if self._bar is None or task != self._task:
+            self.close()
+            self._task, self._bar = task, _bar(self._console)
+            self._bar.add_task(task, total=total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _bar(paper: Console) -> Progress:
+    left = TimeRemainingColumn(elapsed_when_finished=True)
+    return Progress(
+        TextColumn("{task.description:<10}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        left,
+        console=paper,
+    )
+
+
+# Numbers
+
+
+def size_of(count: float) -> str:
+    """Bytes for a reader: `3.5 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+
+
+def _time(milliseconds: float) -> str:
+    return f"{milliseconds:.3g} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _decibels(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
+
+
+def _counts(counts: Mapping[str, int], most: int) -> str:
+    """`7 QLinearConv, 2 QLinearAdd, 3 more`."""
+    parts = [f"{count} {name}" for name, count in list(counts.items())[:most]]
+    rest = sum(list(counts.values())[most:])
+    return ", ".join([*parts, f"{rest} more"] if rest else parts)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+# Pieces
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """A table whose first `left` columns hold names and whose others hold numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < left else "right", overflow="fold", no_wrap=place >= left)
+    return table
+
+
+def _sheet(rows: Sequence[tuple[str, RenderableType]]) -> Table:
+    """Labels on the left, anything on the right."""
+    sheet = Table.grid(padding=(0, 2))
+    sheet.add_column(style="bold", no_wrap=True)
+    sheet.add_column(overflow="fold")
+    for label, content in rows:
+        sheet.add_row(label, content)
+    return sheet
+
+
+def _title(text: str, style: str = "bold") -> Text:
+    return Text(text, style=style, overflow="fold")
+
+
+def _before_and_after(proof: Proof) -> Table:
+    table = _table("", "float", "quantized", "")
+    if proof.size_float:
+        table.add_row("Size", size_of(proof.size_float), size_of(proof.size), _percent(proof.size / proof.size_float))
+    change = f"{proof.speedup:.2f}x as fast"
+    table.add_row("Latency", _time(proof.milliseconds_float), _time(proof.milliseconds), change)
+    if proof.memory and proof.memory_float:
+        share = _percent(proof.memory / proof.memory_float)
+        table.add_row("Memory", size_of(proof.memory_float), size_of(proof.memory), share)
+    return table
+
+
+def _accuracy(outputs: Mapping[str, OutputProof]) -> Table:
+    agree = any(o.agreement is not None for o in outputs.values())
+    labelled = any(o.top1 is not None for o in outputs.values())
+    table = _table(
+        "Output",
+        "cosine",
+        "worst sample",
+        "SQNR",
+        "max error",
+        *["argmax"] * agree,
+        *["top-1 float", "top-1"] * labelled,
+    )
+    shown = sorted(outputs.items(), key=lambda item: item[1].cosine)[:MOST_OUTPUTS]
+    for name, o in shown:
+        figures = [f"{o.cosine:.5f}", f"{o.cosine_min:.4f}", _decibels(o.sqnr_db), f"{o.max_error:.3g}"]
+        figures += [_percent(o.agreement)] * agree + [_percent(o.top1_float), _percent(o.top1)] * labelled
+        table.add_row(name, *figures, style=None if o.finite else "red")
+    if len(outputs) > len(shown):
+        table.add_row(f"{len(outputs) - len(shown)} more, all closer")
+    return table
+
+
+def _layers(layers: Sequence[LayerError]) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for layer in layers[:MOST_LAYERS]:
+        table.add_row(_decibels(layer.sqnr_db), layer.op, layer.tensor)
+    return table
+
+
+def float_groups(nodes: Sequence[FloatNode]) -> list[tuple[Counter[str], str, str]]:
+    """Nodes by the sentence why they stayed float: (number by operator, sentence, name of one), layers first."""
+    found: dict[str, list[FloatNode]] = {}
+    for node in nodes:
+        found.setdefault(node.reason.replace(f" {node.op}.", " it."), []).append(node)
+    groups = [
+        (Counter(node.op for node in same), same[0].reason if len({n.op for n in same}) == 1 else reason, same[0].node)
+        for reason, same in found.items()
+    ]
+    return sorted(groups, key=lambda group: (not LAYERS & group[0].keys(), -group[0].total()))
+
+
+def _float_rows(nodes: Sequence[FloatNode]) -> list[Text]:
+    groups = float_groups(nodes)
+    rows = []
+    for counts, reason, example in groups[:MOST_REASONS]:
+        row = Text(f"{_counts(dict(counts.most_common()), MOST_OPERATORS)}: {reason}", overflow="fold")
+        rows.append(row.append(f" Such as {example}.", style="dim"))
+    rest = sum(group[0].total() for group in groups[MOST_REASONS:])
+    return [*rows, Text(f"{_plural(rest, 'node')} for other reasons; --json names them.")] if rest else rows
+
+
+def _proof_rows(proof: Proof) -> list[tuple[str, RenderableType]]:
+    rows: list[tuple[str, RenderableType]] = []
+    worst = [layer for layer in proof.layers if layer.sqnr_db is not None]
+    if worst:
+        rows.append(("Largest error", _layers(worst)))
+    rows.append(("Kernels", _counts(proof.kernels, MOST_KERNELS)))
+    for place, row in enumerate(_float_rows(proof.float_nodes)):
+        rows.append(("" if place else "Left in float", row))
+    return rows
+
+
+def _conditions(proof: Proof) -> str:
+    threads = "the runtime's choice of threads" if proof.threads == 0 else _plural(proof.threads, "thread")
+    return f"{proof.provider}, {threads}, batch of {proof.batch}"
+
+
+# Documents
+
+
+def result(model: Path, found: Result) -> RenderableType:
+    """What `optimize` did."""
+    style = {"optimized": "bold green", "left alone": "bold yellow", "rejected": "bold red"}[found.status]
+    head = _title(f"{model.name}: {found.status}, {found.mode}", style)
+    rows: list[tuple[str, RenderableType]] = [("Reason", found.reason)] if found.reason else []
+    parts: list[RenderableType] = [head]
+    if found.proof is not None:
+        parts += ["", _before_and_after(found.proof), "", _accuracy(found.proof.outputs), ""]
+        rows += _proof_rows(found.proof)
+        rows.append(("Measured", _conditions(found.proof)))
+    rows += [("Data", _data(found))] if _data(found) else []
+    rows += [("Warning", Text(warning, style="yellow", overflow="fold")) for warning in found.warnings]
+    rows.append(("File", _file(found)))
+    return Group(*parts, _sheet(rows))
+
+
+def _data(found: Result) -> str:
+    parts = [f"calibrated on {_plural(found.calibrated, 'sample')}"] if found.calibrated else []
+    if found.proof is not None:
+        seen = ", which calibration saw" if found.proof.seen else ""
+        parts.append(f"validated on {found.proof.data}{seen}")
+    return "; ".join(parts)
+
+
+def _file(found: Result) -> str:
+    took = f"{sum(found.seconds.values()):.1f} s"
+    return f"{found.output} ({took})" if found.output else f"none written ({took})"
+
+
+def proofs(candidate: Path, found: Sequence[Proof], wanting: Sequence[str]) -> RenderableType:
+    """What `validate` found, provider by provider."""
+    parts: list[RenderableType] = []
+    for proof in found:
+        rows = [*_proof_rows(proof), ("Data", proof.data)]
+        head = _title(f"{candidate.name} on {_conditions(proof)}")
+        parts += [head, "", _before_and_after(proof), "", _accuracy(proof.outputs), "", _sheet(rows), ""]
+    if not wanting:
+        return Group(*parts, _title("Passed.", "bold green"))
+    return Group(*parts, *(_title(reason, "bold red") for reason in wanting))
+
+
+def calibration(found: Mapping[str, Any]) -> RenderableType:
+    """What `calibrate` wrote."""
+    rows: list[tuple[str, RenderableType]] = [
+        ("Statistics", f"{_plural(found['tensors'], 'tensor')}, {_plural(found['samples'], 'sample')}"),
+        *(("Warning", f"'{name}' was NaN or infinite {n} times") for name, n in found["non_finite"].items()),
+        ("File", found["output"]),
+    ]
+    return _sheet(rows)
+
+
+def summary(model: Path, found: Summary) -> RenderableType:
+    """What `inspect` saw."""
+    domains = ", ".join(f"{name} {version}" for name, version in found.domains.items())
+    written = f"opset {domains}; IR {found.ir_version}" + (f"; by {found.producer}" if found.producer else "")
+    weights = ", ".join(f"{size_of(size)} {kind}" for kind, size in found.weight_bytes.items())
+    rows: list[tuple[str, RenderableType]] = [
+        (
+            "Quantized",
+            f"{found.quantized}, {found.integer_layers} of {_plural(len(found.layers), 'layer')} on integers",
+        ),
+        *(("" if place else "Inputs", line) for place, line in enumerate(found.inputs)),
+        *(("" if place else "Outputs", line) for place, line in enumerate(found.outputs)),
+        ("Weights", f"{found.parameters:,} parameters; {weights or 'none'}"),
+        ("Operators", _counts(found.operators, 30)),
+        ("Format", written),
+    ]
+    return Group(_title(model.name), _sheet(rows), "", _kinds(found))
+
+
+def _kinds(found: Summary) -> Table:
+    """Layers of the same operator, type and granularity in one row."""
+    table = _table("Layers", "weight", "scales", "count", "bytes", left=3)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    sizes: Counter[tuple[str, str, str]] = Counter()
+    for layer in found.layers:
+        scales = "" if layer.scales == 0 else "per tensor" if layer.scales == 1 else "per channel"
+        counts[layer.op, layer.type, scales] += 1
+        sizes[layer.op, layer.type, scales] += layer.bytes
+    for kind, size in sizes.most_common():
+        table.add_row(*kind, str(counts[kind]), size_of(size))
+    return table
+
+
+def timings(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What `bench` measured."""
+    table = _table("Model", "provider", "latency", "speed", "threads", "batch", left=2)
+    for row in rows:
+        figures = (_time(row["milliseconds"]), f"{row['speedup']:.2f}x", str(row["threads"]), str(row["batch"]))
+        table.add_row(row["model"], row["provider"], *figures)
+    kernels = _sheet([(row["model"], _counts(row["kernels"], MOST_KERNELS)) for row in rows])
+    return Group(table, "", kernels)
+
+
+def passes(rows: Sequence[Mapping[str, str]]) -> RenderableType:
+    """Every pass."""
+    table = _table("Stage", "pass", "does", "promise", left=4)
+    for row in rows:
+        table.add_row(row["stage"], row["name"], row["does"], row["promise"])
+    return table
