@@ -36,7 +36,21 @@ HOMES = {
 
 __version__ = "0.1.0"
 
-__all__ = [*HOMES, "__version__"]
+__all__ = [
+    "OnnxqError",
+    "Options",
+    "Plan",
+    "Proof",
+    "Recipe",
+    "Result",
+    "__version__",
+    "bench",
+    "calibrate",
+    "describe_passes",
+    "inspect",
+    "optimize",
+    "validate",
+]
 
 
 def __getattr__(name: str) -> Any:

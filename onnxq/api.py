@@ -245,8 +245,8 @@ def _has_scales(graph: Graph) -> bool:
 
 def _split(feeds: Data | None, samples: int, mode: Mode, build: Build) -> tuple[Data | None, Data | None]:
     """Data for calibration and for validation; the same where there is one sample only."""
-    if feeds is None or mode != "static-int8":
-        return None, feeds
+    if feeds is None:
+        return None, None
     if len(feeds) < 2:
         build.warnings.append("One sample only: validated on what calibration saw. Give more data, or --validation.")
         return feeds, feeds

@@ -155,10 +155,11 @@ def _why_nothing(graph: Graph, placement: Placement) -> str:
 
 def calibrate_graph(build: Build, placement: Placement, data: Data, threads: int, memory: int | None) -> Statistics:
     """Statistics of every tensor that the placement needs a range for."""
-    names = sorted({*placement.tensors, *placement.tensors.values()} - set(placement.fixed))
+    sums = {name for pair in placement.sums.values() for name in pair}
+    names = sorted({*placement.tensors, *placement.tensors.values(), *sums} - set(placement.fixed))
     with build.stage("calibrate"):
         found = collect(build.graph, names, data, threads=threads, memory=memory, progress=build.progress)
-    for name, count in non_finite(found).items():
+    for name, count in non_finite(found, without=sums).items():
         build.warnings.append(f"Tensor '{name}' was NaN or infinite {count} times in calibration; these were left out.")
     return found
 
@@ -167,14 +168,14 @@ def make_plan(build: Build, data: Data | None, statistics: Sequence[Path], threa
     """Decide everything: from files of statistics, from data, or without either where the mode needs none."""
     placement = prepare(build)
     found: Statistics = {}
-    if build.mode == "static-int8" and placement.tensors:
+    if placement.tensors or placement.sums:
         if statistics:
             found = load_statistics(statistics)
         elif data is not None:
             found = calibrate_graph(build, placement, data, threads, memory)
     with build.stage("plan"):
         build.plan = decide(placement, found, build.recipe, build.context.target)
-    if data is not None and found:
+    if data is not None and build.plan.tensors:
         with build.stage("search"):
             if build.recipe.activation.range == "auto":
                 choose_rule(build, placement, found, data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,22 +29,22 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"onnxq {__version__}")
+        raise typer.Exit(0)
+
+
+@app.callback()
 def onnxq(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
-) -> int:
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
     """Make ONNX models small and fast without breaking them: calibrate, quantize, fold, validate.
 
     Exit codes: 0 done, 1 checked and found wanting, 2 wrong use or bad input.
     """
-    if version:
-        print(f"onnxq {__version__}")
-        raise typer.Exit(0)
-    if context.invoked_subcommand is None:
-        print(context.get_help(), file=sys.stderr)
-        raise typer.Exit(2)
-    return 0
 
 
 @app.command()

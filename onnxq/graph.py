@@ -21,7 +21,7 @@ import onnx
 from onnxq.emit import embed, evaluate, to_model
 from onnxq.errors import ModelError, UnsupportedModel
 from onnxq.interface import Dimension, Interface, TensorSpec
-from onnxq.parse import body_names, check_sources, make_node, node_names, produced_names, shell_of
+from onnxq.parse import body_names, check_names, check_sources, make_node, node_names, produced_names, shell_of
 from onnxq.tensors import (
     Array,
     Constant,
@@ -270,6 +270,7 @@ def _in_cycle(needs: Mapping[Node, set[Node]], rank: Mapping[Node, int]) -> Node
 def from_model(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
     """Make a graph of a model that was read. Raises ModelError where it breaks a rule of ONNX."""
     stored = model.graph
+    check_names(stored)
     tensors: dict[str, Any] = {}
     for item in stored.initializer:
         if item.name in tensors:

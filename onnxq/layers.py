@@ -42,6 +42,12 @@ class Layer:
         return self.node.op != "Conv"
 
 
+def is_masking(node: Node) -> bool:
+    """Whether this adds a mask to attention scores: an Add that only Softmax reads."""
+    readers = node.outputs[0].outputs
+    return node.op == "Add" and bool(readers) and all(reader.op == "Softmax" for reader in readers)
+
+
 def only_reader(graph: Graph, tensor: Tensor) -> Node | None:
     """The one node that reads a tensor; None where there are several, or where its name is promised."""
     return tensor.outputs[0] if len(tensor.outputs) == 1 and not graph.kept(tensor) else None

@@ -36,6 +36,18 @@ def attribute(stored: AttributeProto) -> Any:
     return value
 
 
+def check_names(graph: onnx.GraphProto) -> None:
+    """Raise ModelError where a name is no text, as in a damaged file: protobuf hands out bytes then."""
+    for part in nested([graph]):
+        names = [info.name for info in (*part.input, *part.output, *part.initializer)]
+        for node in part.node:
+            names += [node.op_type, node.name, node.domain, *node.input, *node.output]
+            names += [stored.name for stored in node.attribute]
+        for name in names:
+            if isinstance(name, bytes):
+                raise ModelError(f"The name {name!r} is no valid text. Export or download the model again.")
+
+
 def produced_names(graph: onnx.GraphProto, inputs: Sequence[str], weights: set[str]) -> set[str]:
     """Names of all tensors that exist. Raises ModelError where one is made twice."""
     produced = weights | {item.values.name for item in graph.sparse_initializer}
@@ -113,5 +125,7 @@ def _fill(target: Any, source: Any, without: set[str]) -> None:
             getattr(target, name).extend(value)
         elif hasattr(value, "CopyFrom"):
             getattr(target, name).CopyFrom(value)
+        elif isinstance(value, bytes) and descriptor.type == descriptor.TYPE_STRING:
+            raise ModelError(f"The field {name} holds {value!r}, no valid text. Export or download the model again.")
         else:
             setattr(target, name, value)

@@ -16,10 +16,10 @@ from onnxq.calibration import ranges
 from onnxq.calibration.collect import Statistics
 from onnxq.errors import DataError
 from onnxq.graph import Graph, Node, Tensor, is_constant
-from onnxq.layers import Layer, layer_of, only_reader
+from onnxq.layers import Layer, is_masking, layer_of, only_reader
 from onnxq.numerics.affine import parameters
 from onnxq.numerics.formats import FORMATS
-from onnxq.plan import NodePlan, Plan, TensorPlan, Treatment
+from onnxq.plan import MaskPlan, NodePlan, Plan, TensorPlan, Treatment
 from onnxq.recipe import Mode, RangeRule, Recipe
 from onnxq.targets import Target
 
@@ -36,12 +36,14 @@ class Placement:
             shares its scale with.
         fixed: ranges that are known without data.
         asked: for each tensor, a node that decides about it, for overrides of the range rule.
+        sums: for each addition before a Softmax its two sides: scores and mask, in either order.
     """
 
     nodes: dict[str, NodePlan]
     tensors: dict[str, str]
     fixed: dict[str, tuple[float, float]]
     asked: dict[str, Node]
+    sums: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,7 +74,7 @@ def place(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str
         for node in draft.followers.values()
         if node.op in target.fixed and node.outputs[0].name in tensors
     }
-    return Placement(nodes, tensors, fixed, asked)
+    return Placement(nodes, tensors, fixed, asked, masked_sums(graph, recipe))
 
 
 def _first_draft(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str]) -> Draft:
@@ -239,7 +241,34 @@ def place_linear(graph: Graph, recipe: Recipe, treatment: Treatment) -> Placemen
             reason, decision = "Linear layer with a constant weight.", treatment
         per_channel = recipe.weight.per_channel if wish.per_channel is None else wish.per_channel
         nodes[node.name] = NodePlan(op=node.op, treatment=decision, reason=reason, per_channel=per_channel)
-    return Placement(nodes, {}, {}, {})
+    return Placement(nodes, {}, {}, {}, masked_sums(graph, recipe))
+
+
+def masked_sums(graph: Graph, recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """Both sides of every addition before a Softmax, by node, where neither is a constant."""
+    found = [n for n in graph.nodes if is_masking(n) and not any(map(is_constant, n.inputs))]
+    return {n.name: (n.inputs[0].name, n.inputs[1].name) for n in found} if recipe.bound_masks else {}
+
+
+MASK_BOUND = -60.0
+"""A hidden score so far down weighs e**-16 beside the largest even if it is 44 above it: below a float32 step."""
+
+WIDEST_SCORES = 40.0
+"""The spread of scores up to which the bound is safe."""
+
+
+def decide_masks(placement: Placement, statistics: Statistics) -> dict[str, MaskPlan]:
+    """Sums whose mask reaches far down, and whose scores stay close enough together for the bound."""
+    plans: dict[str, MaskPlan] = {}
+    for node, pair in placement.sums.items():
+        for mask, scores in (pair, pair[::-1]):
+            if mask not in statistics or scores not in statistics:
+                continue
+            low, seen = statistics[mask].histogram, statistics[scores].histogram
+            hides = (low.negative_infinities or low.low < -1e4) and low.high <= 0.0
+            if hides and seen.non_finite == 0 and seen.high - seen.low <= WIDEST_SCORES:
+                plans[node] = MaskPlan(mask=mask, bound=MASK_BOUND)
+    return plans
 
 
 NO_DYNAMIC_CONV = "Without data a convolution stays float: ConvInteger and dequantized weights are slower than float."
@@ -292,7 +321,8 @@ def decide(placement: Placement, statistics: Statistics, recipe: Recipe, target:
             reason=reason + shared,
             means=means,
         )
-    return Plan(recipe=recipe, nodes=placement.nodes, tensors=tensors)
+    masks = decide_masks(placement, statistics)
+    return Plan(recipe=recipe, nodes=placement.nodes, tensors=tensors, masks=masks)
 
 
 def _means(name: str, statistics: Statistics) -> list[float]:

@@ -79,6 +79,18 @@ class TensorPlan(Record):
         return value
 
 
+class MaskPlan(Record):
+    """How far down an attention mask has to reach.
+
+    Attributes:
+        mask: the tensor that is added to the scores.
+        bound: the lowest value that it needs.
+    """
+
+    mask: str
+    bound: float
+
+
 class Plan(Record):
     """Every decision about a model.
 
@@ -86,11 +98,13 @@ class Plan(Record):
         recipe: the request it answers.
         nodes: by node name; nodes that are not named stay in float.
         tensors: activations that become integers, by name.
+        masks: additions of an attention mask, by node name.
     """
 
     recipe: Recipe
     nodes: dict[str, NodePlan]
     tensors: dict[str, TensorPlan] = {}
+    masks: dict[str, MaskPlan] = {}
 
     def treatment(self, node: str) -> Treatment:
         """What happens to the node of this name."""

@@ -86,6 +86,7 @@ class Recipe(Settings):
         least_sqnr: signal to quantization noise, in dB, that static outputs should keep; where they do not, the layers
             that cause most of the noise stay in float, a tenth of all layers at most. 0 keeps everything integer.
         format: `integer` folds Q/DQ into integer operators, `qdq` leaves them for the runtime to fold.
+        bound_masks: whether attention masks may be raised to where they cost no denormal numbers; needs data.
         activation: how activations are quantized.
         weight: how weights are quantized.
         nodes: overrides by node name, operator or a pattern with `*`; the first that matches decides.
@@ -95,6 +96,7 @@ class Recipe(Settings):
     target: Literal["cpu"] = "cpu"
     format: GraphFormat = "integer"
     least_sqnr: float = Field(default=12.0, ge=0)
+    bound_masks: bool = True
     activation: Activation = Activation()
     weight: Weight = Weight()
     nodes: dict[str, Override] = {}

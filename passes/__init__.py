@@ -7,6 +7,7 @@ if __name__ != "onnxq.passes":
         f"Import this package as onnxq.passes, not as {__name__}: a second copy of every class would load."
     )
 
+from onnxq.passes.bound_masks import BoundMasks
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fold_integer import FoldInteger
 from onnxq.passes.fuse_batchnorm import FuseBatchnorm
@@ -29,6 +30,7 @@ NORMALIZE: tuple[Pass, ...] = (
 """What every model goes through before anybody decides about it."""
 
 QUANTIZE: tuple[Pass, ...] = (
+    BoundMasks(),
     QuantizeEmbeddings(),
     QuantizeDynamic(),
     QuantizeWeights(),

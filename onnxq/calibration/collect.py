@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,9 +168,9 @@ def _check(statistics: Statistics) -> None:
             )
 
 
-def non_finite(statistics: Statistics) -> dict[str, int]:
-    """How many values were NaN or infinite, for each tensor that had any."""
-    return {name: s.histogram.non_finite for name, s in statistics.items() if s.histogram.non_finite}
+def non_finite(statistics: Statistics, without: Container[str] = ()) -> dict[str, int]:
+    """How many values were NaN or infinite, for each tensor that had any, but for those where that is no surprise."""
+    return {n: s.histogram.non_finite for n, s in statistics.items() if s.histogram.non_finite and n not in without}
 
 
 def save_statistics(statistics: Statistics, path: Path) -> None:

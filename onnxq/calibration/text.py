@@ -23,7 +23,7 @@ def from_text(file: Path, options: str, inputs: Sequence[TensorSpec]) -> Source:
 
     Options:
         tokenizer: the tokenizer.json of the model; it has no default.
-        length: cut texts to so many tokens; 128, or what the model fixes.
+        length: cut texts to so many tokens; by default what the model fixes, else what the tokenizer states, else 128.
         pad: `longest` fills up to the longest text of a batch, `max` always to `length`, on the right.
     A model that fixes the length gets `pad=max`. Without an attention mask, padding would count as text, so there
     texts of different lengths go into different batches, unless `pad=max` or a fixed batch ask for it.
@@ -38,7 +38,7 @@ def from_text(file: Path, options: str, inputs: Sequence[TensorSpec]) -> Source:
         raise DataError(f"Text fills the inputs {', '.join(INPUTS)}. The model expects {describe(inputs)}.")
     lines = _lines(file)
     tokenizer = _tokenizer(asked.values.get("tokenizer"))
-    length, is_fixed = _length(asked, inputs)
+    length, is_fixed = _length(asked, inputs, tokenizer)
     padding = _padding(tokenizer)
     tokenizer.enable_truncation(length)
     tokenizer.no_padding()
@@ -121,10 +121,11 @@ def _fixed(inputs: Sequence[TensorSpec], axis: int) -> int | None:
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
-def _length(options: Options, inputs: Sequence[TensorSpec]) -> tuple[int, bool]:
+def _length(options: Options, inputs: Sequence[TensorSpec], tokenizer: Any) -> tuple[int, bool]:
     """The most tokens of a text, and whether the model fixes the length."""
     fixed = _fixed(inputs, 1)
-    length = options.whole("length", fixed or 128)
+    stated = (tokenizer.truncation or {}).get("max_length")
+    length = options.whole("length", fixed or stated or 128)
     if fixed and length != fixed:
         raise DataError(f"Data 'text': length={length}, but the model fixes {fixed}: {describe(inputs)}. Drop length.")
     return length, fixed is not None
