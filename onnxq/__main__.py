@@ -67,7 +67,8 @@ def run(words: Sequence[str]) -> int:
 
 def _usage(error: Exception) -> str:
     said, context = getattr(error, "format_message", error.__str__)(), getattr(error, "ctx", None)
-    return f"{said} See '{context.command_path if context else 'onnxq'} --help'."
+    stop = "" if said.endswith((".", "?")) else "."
+    return f"{said}{stop} See '{context.command_path if context else 'onnxq'} --help'."
 
 
 def complain(error: BaseException, message: str, words: Sequence[str], code: int = WRONG) -> int:

@@ -14,7 +14,7 @@ from onnxq import runtime
 from onnxq.build import Build, Nothing, build_model, calibrate_graph, choose_mode, prepare, typed
 from onnxq.calibration.collect import Progress, save_statistics, silent
 from onnxq.calibration.data import Data, DataSource, open_data
-from onnxq.errors import DataError, ModelError
+from onnxq.errors import DataError, ModelError, UnsupportedModel
 from onnxq.graph import Graph, is_external
 from onnxq.inspection import Summary, summarize
 from onnxq.modelfile import Source, check_output, load, replacing, save
@@ -125,7 +125,7 @@ def optimize(
     feeds = None if data is None else open_data(data, source.interface().inputs)
     mode = choose_mode(wanted, bool(feeds or plan or statistics)) if not _has_scales(source) else "static-int8"
     build = Build(source.copy(), wanted, mode, progress=options.progress)
-    with _as_file(model, source) as reference:
+    with _as_file(model, source) as reference, _named(model):
         calibration, held = _split(feeds, options.samples, mode, build)
         if validation is not None:
             calibration = _at_most(feeds, options.samples) if feeds and mode == "static-int8" else None
@@ -280,6 +280,17 @@ def _as_file(model: Source, graph: Graph) -> Iterator[Path]:
         yield file
 
 
+@contextmanager
+def _named(model: Source) -> Iterator[None]:
+    """What the runtime refuses is said with the name of the file."""
+    try:
+        yield
+    except UnsupportedModel as error:
+        if not isinstance(model, (str, Path)) or str(error).startswith("'"):
+            raise
+        raise UnsupportedModel(f"'{Path(model).name}': {error}") from None
+
+
 def _left_alone(reason: str, build: Build, reference: Path, source: Graph, target: Path | None) -> Result:
     """The model as it was, with the reason; it must load, or there is nothing to hand on."""
     runtime.Session(reference, threads=1)
@@ -314,7 +325,8 @@ def calibrate(
     build = Build(source.copy(), recipe or Recipe(), "static-int8", progress=options.progress)
     feeds = _at_most(open_data(data, source.interface().inputs), options.samples)
     try:
-        placement = prepare(build)
+        with _named(model):
+            placement = prepare(build)
     except Nothing as nothing:
         raise ModelError(f"There is nothing to calibrate. {nothing}") from None
     found = calibrate_graph(build, placement, feeds, options.threads, options.memory)
@@ -337,8 +349,9 @@ def validate(reference: Source, candidate: Source, *, data: DataSource, options:
     first, second = load(reference), load(candidate)
     _same_interface(first, second)
     feeds = open_data(data, first.interface().inputs)
-    with _as_file(reference, first) as one, _as_file(candidate, second) as other:
-        typed(first)
+    with _as_file(reference, first) as one, _as_file(candidate, second) as other, _named(candidate):
+        with _named(reference):
+            typed(first)
         return [
             prove(
                 (one, first),
@@ -389,7 +402,10 @@ def bench(
         _same_interface(graphs[0], graph)
     feeds = next(open_data(data, graphs[0].interface().inputs).batches(options.batch))
     provider = options.providers[0]
-    sessions = [runtime.Session(Path(path), provider=provider, threads=options.threads) for path in models]
+    sessions = []
+    for path in models:
+        with _named(path):
+            sessions.append(runtime.Session(Path(path), provider=provider, threads=options.threads))
     timings = runtime.interleave(sessions, feeds, seconds=seconds * len(models), rounds=200)
     rows = []
     for path, timing in zip(models, timings, strict=True):

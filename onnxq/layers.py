@@ -69,11 +69,9 @@ def weight_obstacle(node: Node) -> str | None:
     rank = len(kernel.shape or ())
     if node.op != "Conv" and rank != 2:
         return f"Its weight has {rank} axes; integer kernels want 2."
-    if node.op == "Gemm":
-        return _gemm_obstacle(node)
     if 0 in (kernel.shape or ()):
         return "Its weight is empty."
-    return None
+    return _gemm_obstacle(node) if node.op == "Gemm" else None
 
 
 def _gemm_obstacle(node: Node) -> str | None:

@@ -190,20 +190,20 @@ def _tensors(graph: Graph, target: Target, draft: Draft) -> tuple[dict[str, str]
             if layer.output.name in draft.integer:
                 asked[layer.output.name] = node
         elif node.name in draft.followers:
-            inputs = [] if _saturation(graph, node, draft) else data_inputs(node, target)
-            for tensor in (*inputs, *node.outputs):
-                asked.setdefault(tensor.name, node)
+            for tensor in (*data_inputs(node, target), *node.outputs):
+                if not _saturates(graph, tensor, draft):
+                    asked.setdefault(tensor.name, node)
             if node.op in target.movers:
                 takes.update({t.name: node.inputs[0].name for t in node.outputs})
     _share_into_joins(graph, target, draft, takes)
     return {name: _root(name, takes) for name in asked}, asked
 
 
-def _saturation(graph: Graph, node: Node, draft: Draft) -> bool:
-    """Whether this is a Relu that the ends of the range of the sum before it replace."""
-    maker = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+def _saturates(graph: Graph, tensor: Tensor, draft: Draft) -> bool:
+    """Whether a sum goes into nothing but a Relu, which the ends of the range of the sum then replace."""
+    maker, reader = tensor.inputs[0] if tensor.inputs else None, only_reader(graph, tensor)
     summed = maker is not None and maker.op in ("Add", "Mul") and maker.name in draft.followers
-    return node.op == "Relu" and summed and only_reader(graph, node.inputs[0]) is node
+    return summed and reader is not None and reader.op == "Relu" and reader.name in draft.followers
 
 
 def _share_into_joins(graph: Graph, target: Target, draft: Draft, takes: dict[str, str]) -> None:

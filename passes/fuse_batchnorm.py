@@ -60,6 +60,9 @@ def _obstacle(graph: Graph, node: Node) -> str | None:
         return "A grouped ConvTranspose mixes its channel axes."
     if layer.op == "Gemm" and (layer.attrs.get("beta", 1.0) != 1.0 or layer.attrs.get("alpha", 1.0) != 1.0):
         return "The Gemm before it scales its operands."
+    bias = layer.inputs[2].shape or () if layer.op == "Gemm" and len(layer.inputs) > 2 else ()
+    if any(size != 1 for size in bias[:-1]):
+        return f"The bias of '{layer.name}' is no row."
     return None
 
 

@@ -120,7 +120,9 @@ class Insertion:
         found = quantize_weight(values, form, axis=axis, symmetric=settings.symmetric)
         bias = self.corrected_bias(layer, values, found, axis)
         input_scale = np.float32(plan.tensors[layer.data.name].scale)
-        if bias is not None and returns_integers and node.op != "MatMul":
+        # the runtime folds Q/DQ around a Gemm only with an integer bias; our own folding takes either
+        integer = returns_integers or (node.op == "Gemm" and plan.recipe.format == "qdq")
+        if bias is not None and integer and node.op != "MatMul":
             safe = safe_weight_scale(bias, input_scale, found.scale, values.size // max(found.scale.size, 1))
             if not np.array_equal(safe, found.scale):
                 raised = quantize(values, safe, found.zero_point, form, axis)

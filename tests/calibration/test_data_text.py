@@ -97,6 +97,15 @@ def test_texts_are_cut_to_128_tokens_by_default(folder: Path) -> None:
     assert opened().sample(0)["input_ids"].shape == (1, 128)
 
 
+def test_texts_are_cut_to_what_the_tokenizer_states(folder: Path) -> None:
+    tokenizer = words()
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert opened().sample(1)["input_ids"].tolist() == [[1, 2]]
+    assert opened("&length=3").sample(1)["input_ids"].tolist() == [[1, 2, 3]]
+    assert opened(inputs=specs("input_ids", shape=("batch", 1))).sample(1)["input_ids"].tolist() == [[1]]
+
+
 @pytest.mark.usefixtures("folder")
 def test_a_fixed_length_is_kept() -> None:
     fixed = specs("input_ids", shape=("batch", 2))
@@ -116,7 +125,6 @@ def test_a_fixed_batch_takes_several_texts(names: tuple[str, ...]) -> None:
 def test_the_padding_of_the_tokenizer_is_used(folder: Path) -> None:
     tokenizer = words()
     tokenizer.enable_padding(pad_id=7, pad_type_id=1, pad_token="x", length=50)
-    tokenizer.enable_truncation(1)
     tokenizer.save(str(folder / "tokenizer.json"))
     batch = next(opened(inputs=specs("input_ids", "attention_mask", "token_type_ids")).batches(2))
     assert batch["input_ids"].tolist() == [[1, 7, 7], [1, 2, 3]]
