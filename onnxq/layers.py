@@ -48,6 +48,15 @@ def is_masking(node: Node) -> bool:
     return node.op == "Add" and bool(readers) and all(reader.op == "Softmax" for reader in readers)
 
 
+def pads_with_zeros(node: Node) -> bool:
+    """Whether a Pad fills with zeros, so that the zero point of a quantized tensor can stand for them."""
+    if node.attrs.get("mode", "constant") != "constant":
+        return True
+    value = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    constant = value is None or (is_constant(value) and not weight(value).any())
+    return constant and not node.attrs.get("value", 0.0)
+
+
 def only_reader(graph: Graph, tensor: Tensor) -> Node | None:
     """The one node that reads a tensor; None where there are several, or where its name is promised."""
     return tensor.outputs[0] if len(tensor.outputs) == 1 and not graph.kept(tensor) else None

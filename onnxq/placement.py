@@ -16,7 +16,7 @@ from onnxq.calibration import ranges
 from onnxq.calibration.collect import Statistics
 from onnxq.errors import DataError
 from onnxq.graph import Graph, Node, Tensor, is_constant
-from onnxq.layers import Layer, is_masking, layer_of, only_reader
+from onnxq.layers import Layer, is_masking, layer_of, only_reader, pads_with_zeros
 from onnxq.numerics.affine import parameters
 from onnxq.numerics.formats import FORMATS
 from onnxq.plan import MaskPlan, NodePlan, Plan, TensorPlan, Treatment
@@ -125,6 +125,8 @@ def data_inputs(node: Node, target: Target) -> list[Tensor]:
 
 def _follows(node: Node, target: Target, draft: Draft) -> bool:
     if (node.domain or "") or node.op not in target.followers | target.movers | target.joins:
+        return False
+    if node.op == "Pad" and not pads_with_zeros(node):
         return False
     if node.op == "Resize" and node.attrs.get("mode", "nearest") != "nearest":
         return False
@@ -357,6 +359,8 @@ def needed_opset(graph: Graph, placement: Placement, recipe: Recipe, mode: Mode)
         return graph.opset
     if recipe.format == "qdq":
         return 13  # DequantizeLinear with a scale for each channel
+    if "Pad" in static and "MaxPool" not in static and not recipe.activation.symmetric:
+        return 11
     if "MaxPool" in static or recipe.activation.symmetric:
         return 12  # MaxPool and Clip on integers
     return 10  # QLinearConv, QuantizeLinear

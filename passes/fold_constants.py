@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Constant, Graph, Node, Tensor, bodies, evaluate, is_constant, stored_value, weight
+from onnxq.graph import Constant, Graph, Node, bodies, evaluate, is_constant, stored_value, weight
 from onnxq.pipeline import Close, Context, Promise
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
@@ -39,14 +39,15 @@ class FoldConstants:
 
         Transpose(w) => w'        Constant() => w
 
-    Leaves alone what returns more than `limit` bytes, dequantized weights, random numbers and control flow.
+    Leaves alone what makes the file grow (a large ConstantOfShape, Expand or Tile), dequantized weights, random numbers
+    and control flow.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset()
     gives: ClassVar[frozenset[Fact]] = frozenset()
     promise: ClassVar[Promise] = Close(rtol=1e-6)
 
-    limit: int = 1 << 28
+    small: int = 4096
 
     def __call__(self, graph: Graph, context: Context, /) -> Iterator[Change]:
         """Yield a change for each node that is computed now."""
@@ -60,7 +61,7 @@ class FoldConstants:
                 continue
             if any(graph.kept(t) for t in node.outputs) or len(values) != len(node.outputs):
                 continue
-            if any(value is None or value.nbytes > self.limit for value in values):
+            if any(value is None or (node.op != "Constant" and value.nbytes > self._most(node)) for value in values):
                 continue
             for tensor, value in zip(node.outputs, values, strict=True):
                 graph.redirect(tensor, Constant(tensor.name, value))
@@ -76,7 +77,8 @@ class FoldConstants:
             return False
         if not all(is_constant(t) and t.dtype != np.dtype(object) for t in read) or graph.opset < 7:
             return False
-        return node.op != "ConstantOfShape" or self._affordable(read[0])
+        return node.op != "ConstantOfShape" or float(np.prod(weight(read[0]).astype(np.float64))) <= self.small / 8
 
-    def _affordable(self, shape: Tensor) -> bool:
-        return float(np.prod(weight(shape).astype(np.float64))) * 4 <= self.limit
+    def _most(self, node: Node) -> int:
+        """Bytes that a result may have: as many as the node reads, twice for a wider type, or few."""
+        return max(self.small, 2 * sum(int(weight(t).nbytes) for t in node.inputs if t.name))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxq.graph import MICROSOFT, Array, Graph, Tensor, is_constant, weight
-from onnxq.layers import clip_limits, only_reader
+from onnxq.layers import clip_limits, only_reader, pads_with_zeros
 from onnxq.numerics.affine import dequantize, quantize_bias, representable, safe_weight_scale
 from onnxq.numerics.formats import FORMATS
 from onnxq.pipeline import Context, Promise, Within
@@ -440,6 +440,21 @@ def build_split(match: Match, graph: Graph, context: Context) -> None:
     graph.add("Split", [match["x"], *layer.inputs[1:]], outputs, name=layer.name, **layer.attrs)
 
 
+def pads_integers(match: Match, graph: Graph, context: Context) -> str | None:
+    """Padding with a constant must be padding with zeros, which the zero point stands for."""
+    if graph.opset < 11:
+        return "Before opset 11, Pad takes no integers."
+    return None if pads_with_zeros(match.nodes["layer"]) else "It pads with something else than zeros."
+
+
+def build_pad(match: Match, graph: Graph, context: Context) -> None:
+    """Pad on integers, with the zero point where the float operator pads with 0."""
+    layer = match.nodes["layer"]
+    zero_point = parameters(match, graph, "x")[1]
+    inputs = [match["x"], layer.inputs[1], zero_point, *layer.inputs[3:]]
+    graph.add("Pad", inputs, [match.output], name=layer.name, **layer.attrs)
+
+
 def build_concat(match: Match, graph: Graph, context: Context) -> None:
     """Concat where all parts share the scale of the whole, QLinearConcat where they do not."""
     layer = match.nodes["Concat"]
@@ -499,6 +514,13 @@ RULES = (
         build_mover,
         "layer",
         (unsigned, inner_read_once, same_scale, moves_integers),
+    ),
+    Rule(
+        "integers",
+        q(Around("Pad", dq("x"), "layer")),
+        build_pad,
+        "layer",
+        (unsigned, inner_read_once, same_scale, pads_integers),
     ),
     Rule("integers", q(Around("Split", dq("x"), "layer")), build_split, "layer", (unsigned, parts_alike)),
 )

@@ -21,6 +21,7 @@ CPU = Target(
     movers=frozenset(
         {
             "MaxPool",
+            "Pad",
             "Reshape",
             "Transpose",
             "Flatten",
