@@ -138,7 +138,7 @@ def optimize(
         tested = held if held is not None else open_data("random", source.interface().inputs)
         seen = held is not None and held is calibration
         result = _write(build, (reference, source), target, tested, seen, options)
-        used = len(calibration) if calibration and not plan and not statistics else 0
+        used = len(calibration) if calibration and build.plan and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
 
 

@@ -20,7 +20,7 @@ from onnxq.placement import Placement, decide, embeddings, needed_opset, place, 
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import Mode, RangeRule, Recipe
 from onnxq.rewrite import Change
-from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, layer_noise, output_noise, worst_layers
+from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, layer_noise, noise_meter, worst_layers
 from onnxq.spec import Fact, has_integer_operators, has_qdq
 from onnxq.targets import TARGETS
 
@@ -185,14 +185,14 @@ def make_plan(build: Build, data: Data | None, statistics: Sequence[Path], threa
 
 def choose_rule(build: Build, placement: Placement, statistics: Statistics, data: Data) -> None:
     """Take the range rule that leaves the least noise at the outputs."""
-    few = data.take(slice(0, RULE_SAMPLES))
-    reference = float_session(build.graph)
+    measure = noise_meter(build.graph, build.context, data, RULE_SAMPLES)
     best = math.inf
     for done, rule in enumerate(RULES, 1):
-        plan = decide(placement, statistics, by_rule(build.recipe, rule), build.context.target)
-        noise = output_noise(build.graph, plan, build.context, few, reference)
+        recipe = by_rule(build.recipe, rule)
+        plan = decide(placement, statistics, recipe, build.context.target)
+        noise = measure(plan)
         if noise < CLEARLY_LESS * best:
-            best, build.plan = noise, plan.model_copy(update={"recipe": by_rule(build.recipe, rule)})
+            best, build.plan = noise, plan
         build.progress("ranges", done, len(RULES))
 
 
@@ -201,22 +201,15 @@ def by_rule(recipe: Recipe, rule: RangeRule) -> Recipe:
     return recipe.model_copy(update={"activation": recipe.activation.model_copy(update={"range": rule})})
 
 
-def float_session(graph: Graph) -> runtime.Session:
-    """The float model, ready to run."""
-    return runtime.Session(to_model(graph).SerializeToString(), folder=graph.folder)
-
-
 def spare_worst(build: Build, statistics: Statistics, data: Data) -> None:
     """Leave the layers in float that cause most of the noise, where the outputs keep less than the recipe wants."""
     graph, context, wanted = build.graph, build.context, build.recipe.least_sqnr
-    few = data.take(slice(0, SAMPLES))
-    reference = float_session(graph)
     assert build.plan is not None
-    before = output_noise(graph, build.plan, context, few, reference)
-    budget = 10 ** (-wanted / 10)
+    measure = noise_meter(graph, context, data, SAMPLES)
+    before, budget = measure(build.plan), 10 ** (-wanted / 10)
     if before <= budget:
         return
-    noise = layer_noise(graph, build.plan, context, few, reference, build.progress)
+    noise = layer_noise(build.plan, measure, build.progress)
     reasons = {
         name: f"In integers it alone costs too much: the outputs keep {decibels(noise[name]):.1f} dB over its noise."
         for name in worst_layers(noise, budget)
@@ -225,7 +218,7 @@ def spare_worst(build: Build, statistics: Statistics, data: Data) -> None:
     placement = place(graph, context.target, recipe, reasons)
     placement.nodes.update(embeddings(graph, recipe))
     spared = decide(placement, statistics, recipe, context.target)
-    after = output_noise(graph, spared, context, few, reference)
+    after = measure(spared)
     if after < before:
         build.plan = spared
     if min(after, before) > budget:

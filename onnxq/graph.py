@@ -78,7 +78,7 @@ class Graph:
         shell: the model around it: metadata, functions, declared types of inputs and outputs.
         folder: where external data lies; None for a model that was never in a file.
         files: external data of the model's file; nobody may write over it.
-        captured: names of tensors that bodies of If, Loop and Scan read; they are never renamed or dropped.
+        captured: names of tensors that bodies of If, Loop and Scan read; they are never renamed.
         pinned: the weights among them.
         names: every name in use, bodies included, and how often it was wished for.
     """
@@ -171,7 +171,7 @@ class Graph:
         """Drop nodes that nobody reads, and order the others so that each runs after what it needs (stable)."""
         makers = {t.name: node for node in self.nodes for t in node.outputs if t.name}
         alive: set[Node] = set()
-        stack = [makers[name] for name in {t.name for t in self.outputs} | self.captured if name in makers]
+        stack = [makers[tensor.name] for tensor in self.outputs if tensor.name in makers]
         while stack:
             node = stack.pop()
             if node not in alive:

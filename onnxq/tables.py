@@ -247,7 +247,8 @@ def _conditions(proof: Proof) -> str:
 def result(model: Path, found: Result) -> RenderableType:
     """What `optimize` did."""
     style = {"optimized": "bold green", "left alone": "bold yellow", "rejected": "bold red"}[found.status]
-    head = _title(f"{model.name}: {found.status}, {found.mode}", style)
+    mode = "" if found.status == "left alone" else f", {found.mode}"
+    head = _title(f"{model.name}: {found.status}{mode}", style)
     rows: list[tuple[str, RenderableType]] = [("Reason", found.reason)] if found.reason else []
     parts: list[RenderableType] = [head]
     if found.proof is not None:

@@ -183,9 +183,7 @@ def read_tensor(path: Path) -> Array:
 
 def declared(value: onnx.ValueInfoProto) -> TensorSpec:
     """What a model declares about a tensor."""
-    if not value.type.HasField("tensor_type"):
-        return TensorSpec(value.name, np.dtype(object), None)
-    tensor = value.type.tensor_type
+    tensor = value.type.tensor_type  # empty for sequences and maps, which are objects of no known shape then
     shape: tuple[Dimension, ...] | None = None
     if tensor.HasField("shape"):
         shape = tuple(
@@ -235,7 +233,7 @@ def captures(body: onnx.GraphProto) -> set[str]:
     """Names that a body reads from the graph around it, through any depth of nesting."""
     own = {t.name for t in body.input} | {t.name for t in body.initializer} | {o for n in body.node for o in n.output}
     own |= {stored.values.name for stored in body.sparse_initializer}
-    read = {name for node in body.node for name in node.input} | {t.name for t in body.output}
+    read = {name for node in body.node for name in node.input}
     for inner in (inner for node in body.node for stored in node.attribute for inner in _graphs(stored)):
         read |= captures(inner)
     return {name for name in read - own if name}

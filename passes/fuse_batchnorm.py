@@ -11,7 +11,7 @@ import numpy as np
 from onnxq.graph import Array, Graph, Node, is_constant, weight
 from onnxq.layers import only_reader
 from onnxq.pipeline import Close, Context, Promise
-from onnxq.rewrite import Change, replace_output
+from onnxq.rewrite import Change
 from onnxq.spec import Fact
 
 CHANNEL_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
@@ -40,7 +40,9 @@ class FuseBatchnorm:
             if obstacle is None:
                 layer = node.inputs[0].inputs[0]
                 _fuse(graph, layer, node)
-                replace_output(graph, node, layer.outputs[0])
+                output = node.outputs[0]  # keeps its name: the layer now makes what the normalization made
+                graph.remove(node)
+                layer.outputs[0] = output
                 yield Change(name, "BatchNormalization", layer.op, f"Folded into '{layer.name}'.")
             else:
                 yield Change(name, "BatchNormalization", "", obstacle)

@@ -46,7 +46,7 @@ class InsertQdq:
         plan = context.plan
         assert plan is not None, "InsertQdq runs on a plan"
         work = Insertion(graph, plan)
-        nodes = [n for n in graph.nodes if plan.treatment(n.name) is Treatment.STATIC]
+        nodes = [n for n in graph.nodes if plan.treatment(n.name) is Treatment.STATIC and not _reads_qdq(n)]
         layers = {
             n.name: found for n in nodes if isinstance(found := layer_of(graph, n, context.target.absorbed), Layer)
         }
@@ -62,6 +62,11 @@ class InsertQdq:
         for node in nodes:
             if node.name not in layers:
                 yield Change(node.name, node.op, "Q/DQ", plan.nodes[node.name].reason)
+
+
+def _reads_qdq(node: Node) -> bool:
+    """Whether an earlier run of this pass was here."""
+    return any(maker.op == "DequantizeLinear" for maker in node.inputs[0].inputs)
 
 
 def _returns_integers(graph: Graph, plan: Plan, layer: Layer, integer: set[int]) -> bool:
@@ -95,8 +100,8 @@ class Insertion:
         """Put Q/DQ behind one activation."""
         graph, name = self.graph, tensor.name
         readers = [node for node in tensor.outputs if id(node) in integer]
-        if (tensor.inputs and tensor.inputs[0].op == "DequantizeLinear") or not (made_integer or readers):
-            return  # has its Q/DQ already, or nobody wants it
+        if not made_integer and not readers:
+            return
         scale, zero_point = self.parameters(name, self.plan.tensors[name])
         quantized = graph.variable(f"{name}_quantized")
         if made_integer:
