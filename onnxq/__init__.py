@@ -12,15 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxq.api import Options, Result, bench, calibrate, describe_passes, inspect, optimize, validate
+    from onnxq.api import Options, bench, calibrate, describe_passes, inspect, optimize, validate
     from onnxq.errors import OnnxqError
     from onnxq.plan import Plan
+    from onnxq.proof import Proof
     from onnxq.recipe import Recipe
-    from onnxq.validate import Proof
+    from onnxq.result import Result
 
 HOMES = {
     "Options": "onnxq.api",
-    "Result": "onnxq.api",
+    "Result": "onnxq.result",
     "bench": "onnxq.api",
     "calibrate": "onnxq.api",
     "inspect": "onnxq.api",
@@ -29,7 +30,7 @@ HOMES = {
     "validate": "onnxq.api",
     "OnnxqError": "onnxq.errors",
     "Plan": "onnxq.plan",
-    "Proof": "onnxq.validate",
+    "Proof": "onnxq.proof",
     "Recipe": "onnxq.recipe",
 }
 """Where the public names live; they are imported when they are first used, so that `onnxq --help` is quick."""

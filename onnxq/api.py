@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 from onnxq import runtime
 from onnxq.build import Build, Nothing, build_model, calibrate_graph, choose_mode, prepare, typed
@@ -19,12 +19,10 @@ from onnxq.graph import Graph, is_external
 from onnxq.inspection import Summary, summarize
 from onnxq.modelfile import Source, check_output, load, replacing, save
 from onnxq.passes import PIPELINES
-from onnxq.plan import Plan, Record, Treatment
+from onnxq.plan import Plan
+from onnxq.proof import Proof, batch_size, by_operator, prove
 from onnxq.recipe import Mode, Recipe
-from onnxq.validate import Proof, batch_size, by_operator, prove
-
-LEAST_COSINE = 0.9
-"""A mean cosine of an output below this means that the model is broken, not that it is quantized."""
+from onnxq.result import Rejected, Result, broken, float_nodes, make_result
 
 
 @dataclass(frozen=True)
@@ -52,37 +50,6 @@ class Options:
     force: bool = False
     providers: tuple[str, ...] = (runtime.CPU,)
     progress: Progress = silent
-
-
-class Result(Record):
-    """What `optimize` did.
-
-    Attributes:
-        status: `optimized`; `left alone`: the output is the input, for a reason; `rejected`: the outputs were too far
-            from those of the float model, and nothing was written.
-        reason: why it was left alone or rejected; empty otherwise.
-        output: the file that was written; None where none was.
-        mode: what was built.
-        plan: every decision; None where there was none to make.
-        changes: what each pass did, or left alone and why: {pass: [(node, operator, became, reason)]}.
-        proof: the comparison with the float model; None where it was not asked for.
-        warnings: what a careful person would want to know.
-        seconds: time by stage.
-        random: whether validation ran on made-up data, so that its accuracy says little.
-        calibrated: how many samples calibrated; 0 where none were needed.
-    """
-
-    status: Literal["optimized", "left alone", "rejected"]
-    reason: str = ""
-    output: str | None = None
-    mode: Mode
-    plan: Plan | None = None
-    changes: dict[str, list[tuple[str, str, str, str]]] = {}
-    proof: Proof | None = None
-    warnings: list[str] = []
-    seconds: dict[str, float] = {}
-    random: bool = False
-    calibrated: int = 0
 
 
 def optimize(
@@ -128,7 +95,7 @@ def optimize(
     with _as_file(model, source) as reference, _named(model):
         calibration, held = _split(feeds, options.samples, mode, build)
         if validation is not None:
-            calibration = _at_most(feeds, options.samples) if feeds and mode == "static-int8" else None
+            calibration = _at_most(feeds, options.samples) if feeds else None
             held = open_data(validation, source.interface().inputs)
         try:
             files = [Path(path) for path in statistics]
@@ -154,17 +121,13 @@ def _write(
                     save(build.graph, file)
                 with build.stage("validate"):
                     proof = _proof(build, reference, file, data, seen, options)
-                result = _result(build, "optimized", "", target, proof, data.is_random)
-                reason = _broken(proof) if not data.is_random else ""
+                result = make_result(build, "optimized", "", target, proof, data.is_random)
+                reason = broken(proof) if not data.is_random else ""
                 if reason and not options.force:
                     raise Rejected(reason)
                 return result
         except Rejected as rejection:
-            return _result(build, "rejected", str(rejection), None, proof, data.is_random)
-
-
-class Rejected(Exception):
-    """Validation found the model broken."""
+            return make_result(build, "rejected", str(rejection), None, proof, data.is_random)
 
 
 def _proof(
@@ -178,65 +141,13 @@ def _proof(
         (file, load(file)),
         data,
         seen=seen,
-        float_nodes=_float_nodes(build),
+        float_nodes=float_nodes(build),
         provider=options.providers[0],
         threads=options.threads,
         batch=options.batch,
         seconds=options.seconds,
         progress=options.progress,
     )
-
-
-def _broken(proof: Proof | None) -> str:
-    if proof is None:
-        return ""
-    if not proof.finite:
-        return "The quantized model returns NaN or infinity where the float model does not."
-    if proof.cosine < LEAST_COSINE:
-        worst = min(proof.outputs, key=lambda name: proof.outputs[name].cosine)
-        return (
-            f"Output '{worst}' has a mean cosine of {proof.cosine:.4f} to the float model, below {LEAST_COSINE}. "
-            "Keep the worst layers of the report in float, try another range rule, or write it with --force."
-        )
-    return ""
-
-
-def _result(build: Build, status: Any, reason: str, target: Path | None, proof: Proof | None, random: bool) -> Result:
-    changes = {
-        name: [(c.node, c.op, c.done, c.reason) for c in found] for name, found in build.changes.items() if found
-    }
-    warnings = list(build.warnings)
-    if random:
-        warnings.append("Validated on random numbers: the accuracy says little. Give --data for a proof.")
-    if proof is not None and proof.speedup < 1 and build.mode != "weight-int8":
-        warnings.append(f"Slower than the float model on this machine: {proof.speedup:.2f} times its speed.")
-    return Result(
-        status=status,
-        reason=reason,
-        output=None if target is None else str(target),
-        mode=build.mode,
-        plan=build.plan,
-        changes=changes,
-        proof=proof,
-        warnings=warnings,
-        seconds=build.seconds,
-        random=random,
-    )
-
-
-def _float_nodes(build: Build) -> dict[str, tuple[str, str]]:
-    """Operators that stayed in float, with the sentence why."""
-    found: dict[str, tuple[str, str]] = {}
-    if build.plan is not None:
-        found = {
-            name: (plan.op, plan.reason)
-            for name, plan in build.plan.nodes.items()
-            if plan.treatment is Treatment.FLOAT and not plan.reason.startswith("Part of layer")
-        }
-    for change in build.changes.get("FoldInteger", []):
-        if not change.done:
-            found[change.node] = (change.op, change.reason)
-    return found
 
 
 def _has_scales(graph: Graph) -> bool:
@@ -300,7 +211,7 @@ def _left_alone(reason: str, build: Build, reference: Path, source: Graph, targe
                 save(source, file)
             else:
                 shutil.copyfile(reference, file)
-    return _result(build, "left alone", reason, target, None, False)
+    return make_result(build, "left alone", reason, target, None, False)
 
 
 def calibrate(

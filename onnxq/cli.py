@@ -15,9 +15,9 @@ from onnxq.errors import RecipeError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from onnxq.api import Result
     from onnxq.calibration.collect import Progress
-    from onnxq.validate import Proof
+    from onnxq.proof import Proof
+    from onnxq.result import Result
 
 CPU = "CPUExecutionProvider"
 

@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from onnxq.api import Result
     from onnxq.inspection import Summary
-    from onnxq.validate import FloatNode, LayerError, OutputProof, Proof
+    from onnxq.proof import FloatNode, LayerError, OutputProof, Proof
+    from onnxq.result import Result
 
 MOST_OUTPUTS, MOST_LAYERS, MOST_KERNELS, MOST_REASONS, MOST_OPERATORS = 5, 5, 8, 4, 5
 """Rows that a person wants to read; the JSON document holds them all."""

@@ -46,7 +46,7 @@ class InsertQdq:
         plan = context.plan
         assert plan is not None, "InsertQdq runs on a plan"
         work = Insertion(graph, plan)
-        nodes = [n for n in graph.nodes if plan.treatment(n.name) is Treatment.STATIC and not _reads_qdq(n)]
+        nodes = [n for n in graph.nodes if plan.treatment(n.name) is Treatment.STATIC and not _wrapped(n)]
         layers = {
             n.name: found for n in nodes if isinstance(found := layer_of(graph, n, context.target.absorbed), Layer)
         }
@@ -64,9 +64,10 @@ class InsertQdq:
                 yield Change(node.name, node.op, "Q/DQ", plan.nodes[node.name].reason)
 
 
-def _reads_qdq(node: Node) -> bool:
+def _wrapped(node: Node) -> bool:
     """Whether an earlier run of this pass was here."""
-    return any(maker.op == "DequantizeLinear" for maker in node.inputs[0].inputs)
+    makers, readers = [t.inputs for t in node.inputs], [t.outputs for t in node.outputs]
+    return any(n.op in ("QuantizeLinear", "DequantizeLinear") for near in (*makers, *readers) for n in near)
 
 
 def _returns_integers(graph: Graph, plan: Plan, layer: Layer, integer: set[int]) -> bool:

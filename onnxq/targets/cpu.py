@@ -32,7 +32,6 @@ CPU = Target(
             "Gather",
             "Expand",
             "DepthToSpace",
-            "SpaceToDepth",
             "Resize",
         }
     ),

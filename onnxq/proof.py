@@ -1,5 +1,7 @@
 """The proof: a float model against a quantized one, on the same data and in the same run.
 
+Not called validate.py: a module of that name would hide the function `onnxq.validate`.
+
 Everything is a sum over batches, so no more than one batch of outputs is in memory.
 """
 

@@ -1,0 +1,107 @@
+"""What `optimize` hands back, and when it rejects its own work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from onnxq.build import Build
+from onnxq.plan import Plan, Record, Treatment
+from onnxq.proof import Proof
+from onnxq.recipe import Mode
+
+Status = Literal["optimized", "left alone", "rejected"]
+
+LEAST_COSINE = 0.9
+"""A mean cosine of an output below this means that the model is broken, not that it is quantized."""
+
+
+class Result(Record):
+    """What `optimize` did.
+
+    Attributes:
+        status: `optimized`; `left alone`: the output is the input, for a reason; `rejected`: the outputs were too far
+            from those of the float model, and nothing was written.
+        reason: why it was left alone or rejected; empty otherwise.
+        output: the file that was written; None where none was.
+        mode: what was built.
+        plan: every decision; None where there was none to make.
+        changes: what each pass did, or left alone and why: {pass: [(node, operator, became, reason)]}.
+        proof: the comparison with the float model; None where it was not asked for.
+        warnings: what a careful person would want to know.
+        seconds: time by stage.
+        random: whether validation ran on made-up data, so that its accuracy says little.
+        calibrated: how many samples calibrated; 0 where none were needed.
+    """
+
+    status: Status
+    reason: str = ""
+    output: str | None = None
+    mode: Mode
+    plan: Plan | None = None
+    changes: dict[str, list[tuple[str, str, str, str]]] = {}
+    proof: Proof | None = None
+    warnings: list[str] = []
+    seconds: dict[str, float] = {}
+    random: bool = False
+    calibrated: int = 0
+
+
+class Rejected(Exception):
+    """Validation found the model broken."""
+
+
+def broken(proof: Proof | None) -> str:
+    """The sentence why a model must not be used; empty where it may."""
+    if proof is None:
+        return ""
+    if not proof.finite:
+        return "The quantized model returns NaN or infinity where the float model does not."
+    if proof.cosine < LEAST_COSINE:
+        worst = min(proof.outputs, key=lambda name: proof.outputs[name].cosine)
+        return (
+            f"Output '{worst}' has a mean cosine of {proof.cosine:.4f} to the float model, below {LEAST_COSINE}. "
+            "Keep the worst layers of the report in float, try another range rule, or write it with --force."
+        )
+    return ""
+
+
+def make_result(
+    build: Build, status: Status, reason: str, target: Path | None, proof: Proof | None, random: bool
+) -> Result:
+    """The record of a build, with the warnings that the proof gives rise to."""
+    changes = {
+        name: [(c.node, c.op, c.done, c.reason) for c in found] for name, found in build.changes.items() if found
+    }
+    warnings = list(build.warnings)
+    if random:
+        warnings.append("Validated on random numbers: the accuracy says little. Give --data for a proof.")
+    if proof is not None and proof.speedup < 1 and build.mode != "weight-int8":
+        warnings.append(f"Slower than the float model on this machine: {proof.speedup:.2f} times its speed.")
+    return Result(
+        status=status,
+        reason=reason,
+        output=None if target is None else str(target),
+        mode=build.mode,
+        plan=build.plan,
+        changes=changes,
+        proof=proof,
+        warnings=warnings,
+        seconds=build.seconds,
+        random=random,
+    )
+
+
+def float_nodes(build: Build) -> dict[str, tuple[str, str]]:
+    """Operators that stayed in float, with the sentence why."""
+    found: dict[str, tuple[str, str]] = {}
+    if build.plan is not None:
+        found = {
+            name: (plan.op, plan.reason)
+            for name, plan in build.plan.nodes.items()
+            if plan.treatment is Treatment.FLOAT and not plan.reason.startswith("Part of layer")
+        }
+    for change in build.changes.get("FoldInteger", []):
+        if not change.done:
+            found[change.node] = (change.op, change.reason)
+    return found

@@ -1,0 +1,138 @@
+"""Signed activations become unsigned ones with the same steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxq.graph import Graph, weight
+from onnxq.passes.unsigned_activations import UnsignedActivations
+from onnxq.pipeline import Context, run
+from onnxq.targets import CPU
+from tests.onnx_text import (
+    EVERYTHING,
+    apply,
+    assert_same,
+    changes,
+    execute,
+    floats,
+    grid,
+    into,
+    lines,
+    listing,
+    normal,
+    read,
+    refusal,
+)
+
+SIGNED = grid("x", -3, 2, format="int8")
+
+
+def model(body: str, weights: dict[str, Any] | None = None, *, outputs: str = "", opset: int = 17) -> Graph:
+    return read(f"(float[2,3] x) => (float[a,b] y{outputs}) {{ {body} }}", SIGNED | (weights or {}), opset)
+
+
+def test_shifts() -> None:
+    before = model(into("x") + "y = Neg(x_f)")
+    result = apply(UnsignedActivations(), before)
+    assert listing(result.graph) == lines(
+        """
+        x_q = QuantizeLinear(x, x_scale, x_zero_unsigned)
+        x_f = DequantizeLinear(x_q, x_scale, x_zero_unsigned)
+        y = Neg(x_f)
+        """
+    )
+    (shifted,) = {t.name: weight(t) for n in result.graph.nodes for t in n.inputs[2:]}.values()
+    assert shifted.dtype == np.uint8
+    assert int(shifted) == int(SIGNED["x_zero"]) + 128
+    assert [(c.op, c.done) for c in changes(result)] == [("QuantizeLinear", "uint8")]
+    assert_same(before, result.graph, rtol=0)
+
+
+@pytest.mark.parametrize("opset", [10, 11, 13, 17, 21])
+def test_every_opset(opset: int) -> None:
+    before = model(into("x") + "y = Neg(x_f)", opset=opset)
+    assert_same(before, apply(UnsignedActivations(), before).graph, rtol=0)
+
+
+def test_saturates_at_the_same_values() -> None:
+    before = model(into("x") + "y = Neg(x_f)")
+    feeds = {"x": np.array([[-1e9, -3.001, -1], [1, 1.5, np.inf]], np.float32)}
+    assert_same(before, apply(UnsignedActivations(), before).graph, feeds, rtol=0)
+
+
+def test_type_that_an_attribute_names() -> None:
+    body = "q = QuantizeLinear<output_dtype=3>(x, x_scale, x_zero) f = DequantizeLinear(q, x_scale, x_zero) y = Neg(f)"
+    before = model(body, opset=21)
+    result = apply(UnsignedActivations(), before)
+    assert "output_dtype" not in listing(result.graph)
+    assert_same(before, result.graph, rtol=0)
+
+
+def test_several_readers_and_a_zero_point_for_each_channel() -> None:
+    channels = {"s": np.array([0.02, 0.03, 0.01], np.float32), "z": np.array([-5, 0, 127], np.int8)}
+    body = "q = QuantizeLinear<axis=1>(x, s, z) f = DequantizeLinear<axis=1>(q, s, z)"
+    before = model(
+        body + " g = DequantizeLinear<axis=1>(q, s, z)" + " y = Sub(f, x) z2 = Neg(g)",
+        channels,
+        outputs=", float[a,b] z2",
+    )
+    result = apply(UnsignedActivations(), before)
+    assert "z_unsigned" in listing(result.graph)
+    assert_same(before, result.graph, rtol=0)
+
+
+LEFT = {
+    "an integer operator": ("q = QuantizeLinear(x, x_scale, x_zero) y = Cast<to=1>(q)", ""),
+    "a graph output": (into("x") + "y = Neg(x_f)", ", int8[a,b] x_q"),
+    "a reader that has no zero point": ("q = QuantizeLinear(x, x_scale, zero) y = DequantizeLinear(q, x_scale)", ""),
+}
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_leaves_what_others_read(case: str) -> None:
+    body, outputs = LEFT[case]
+    before = model(body, {"zero": np.int8(0)}, outputs=outputs)
+    result = apply(UnsignedActivations(), before)
+    assert refusal(result, "QuantizeLinear_0") == "Something else than DequantizeLinear reads its int8 output."
+    assert listing(result.graph) == listing(before)
+
+
+def test_leaves_zero_points_that_are_found_at_run_time() -> None:
+    body = "q = QuantizeLinear(x, x_scale, z) f = DequantizeLinear(q, x_scale, z) y = Neg(f)"
+    before = read(f"(float[2,3] x, int8 z) => (float[a,b] y) {{ {body} }}", {"x_scale": SIGNED["x_scale"]})
+    result = apply(UnsignedActivations(), before)
+    assert refusal(result, "QuantizeLinear_0") == "Its zero point is no constant."
+    assert listing(result.graph) == listing(before)
+
+
+@pytest.mark.parametrize("format", ["uint8", "int16", "uint16"])
+def test_leaves_other_types_alone_and_says_nothing(format: str) -> None:
+    before = model(into("x") + "y = Neg(x_f)", grid("x", -3, 2, format=format), opset=21)
+    result = apply(UnsignedActivations(), before)
+    assert listing(result.graph) == listing(before)
+    assert changes(result) == []
+
+
+def test_leaves_weights_alone() -> None:
+    weights = {"w": floats(3, 4), "q": np.ones((3, 4), np.int8), "s": np.float32(0.1), "z": np.int8(3)}
+    before = model("f = DequantizeLinear(q, s, z) y = MatMul(x, f)", weights)
+    assert listing(apply(UnsignedActivations(), before).graph) == listing(before)
+
+
+def test_target_that_wants_signed_activations() -> None:
+    before = model(into("x") + "y = Neg(x_f)")
+    result = run([UnsignedActivations()], before, Context(replace(CPU, activation="int8")), EVERYTHING)
+    assert listing(result.graph) == listing(before)
+
+
+def test_one_zero_point_for_two_tensors() -> None:
+    """Both are shifted, and the new zero point is stored once."""
+    body = into("x") + "n = Neg(x_f) q = QuantizeLinear(n, x_scale, x_zero) y = DequantizeLinear(q, x_scale, x_zero)"
+    before = model(body)
+    result = apply(UnsignedActivations(), before)
+    assert listing(result.graph).count("x_zero_unsigned") == 4
+    assert execute(result.graph, normal(before))[0].tolist() == execute(before, normal(before))[0].tolist()
