@@ -21,6 +21,7 @@ from onnxq import api, flags, recipe, tables
 from onnxq.inspection import Summary
 from onnxq.passes import PIPELINES
 from onnxq.proof import FloatNode, Proof
+from onnxq.result import Result
 
 if TYPE_CHECKING:
     from tests.conftest import Command
@@ -90,7 +91,7 @@ def test_no_command_is_wrong_use(onnxq: Command) -> None:
 def test_json_is_one_document_and_tables_go_to_standard_error(onnxq: Command, model: Path, data: Path) -> None:
     done = onnxq("optimize", model, "--data", data, "--seconds", 0, "--json")
     assert done.code == 0
-    assert done.json.keys() == set(api.Result.model_fields)
+    assert done.json.keys() == set(Result.model_fields)
     assert done.json["proof"].keys() == set(Proof.model_fields)
     assert done.json["status"] == "optimized"
     assert done.json["output"] == str(model.with_name("model.int8.onnx"))

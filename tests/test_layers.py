@@ -7,7 +7,16 @@ import pytest
 from onnx import parser
 
 from onnxq.graph import Graph, from_model
-from onnxq.layers import Layer, clip_limits, clips_at_zero, is_masking, layer_of, only_reader, weight_obstacle
+from onnxq.layers import (
+    Layer,
+    clip_limits,
+    clips_at_zero,
+    is_masking,
+    layer_of,
+    only_reader,
+    pads_with_zeros,
+    weight_obstacle,
+)
 
 ABSORBED = frozenset({"Relu", "Clip"})
 WEIGHTS = (
@@ -205,3 +214,19 @@ def test_limits_of_activations(body: str, limits: tuple[float, float] | None, ab
 )
 def test_masks_are_added_before_softmax_alone(body: str, masking: bool) -> None:
     assert is_masking(graph_of(body).nodes[0]) is masking
+
+
+@pytest.mark.parametrize(
+    ("body", "zeros"),
+    [
+        ("y = Pad(x, p)", True),
+        ("y = Pad(x, p, zero)", True),
+        ("y = Pad(x, p, six)", False),
+        ("y = Pad(x, p, z)", False),
+        ('y = Pad <mode = "reflect"> (x, p, six)', True),  # no number of its own
+        ("y = Pad <pads = [0, 1, 0, 1]> (x)", True),
+        ("y = Pad <pads = [0, 1, 0, 1], value = 6.0> (x)", False),
+    ],
+)
+def test_pads_that_fill_with_zeros(body: str, zeros: bool) -> None:
+    assert pads_with_zeros(graph_of(body, "float[N, 2] x, float z, int64[4] p").nodes[0]) is zeros
