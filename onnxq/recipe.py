@@ -84,7 +84,7 @@ class Recipe(Settings):
             weight-only, or `auto`: static where there is data, dynamic where there is none.
         target: the execution provider to build for.
         least_sqnr: signal to quantization noise, in dB, that static outputs should keep; where they do not, the layers
-            that cause most of the noise stay in float, a tenth of all layers at most. 0 keeps everything integer.
+            that cause most of the noise stay in float, a tenth of all layers at most (or two). 0 turns this off.
         format: `integer` folds Q/DQ into integer operators, `qdq` leaves them for the runtime to fold.
         bound_masks: whether attention masks may be raised to where they cost no denormal numbers; needs data.
         activation: how activations are quantized.

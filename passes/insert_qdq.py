@@ -101,8 +101,6 @@ class Insertion:
         """Put Q/DQ behind one activation."""
         graph, name = self.graph, tensor.name
         readers = [node for node in tensor.outputs if id(node) in integer]
-        if not made_integer and not readers:
-            return
         scale, zero_point = self.parameters(name, self.plan.tensors[name])
         quantized = graph.variable(f"{name}_quantized")
         if made_integer:

@@ -37,7 +37,7 @@ class RestoreWeights:
         """Yield a change for each weight."""
         for node in [n for n in graph.nodes if n.op == "DequantizeLinear" and all(map(is_constant, n.inputs))]:
             output, readers = node.outputs[0], {reader.op for reader in node.outputs[0].outputs}
-            if not readers or not readers <= LAYERS or graph.kept(output) or node.attrs.get("block_size", 0):
+            if not readers <= LAYERS or graph.kept(output) or node.attrs.get("block_size", 0):
                 continue
             values, scale = weight(node.inputs[0]), weight(node.inputs[1])
             if values.dtype.name not in FORMATS:  # float8

@@ -78,8 +78,11 @@ def layer_noise(plan: Plan, noise: Noise, progress: Progress = silent) -> dict[s
 
 
 def worst_layers(noise: Mapping[str, float], budget: float) -> list[str]:
-    """The noisiest layers without which the others stay within the budget; a tenth of all layers at most."""
-    most = max(1, len(noise) // 10)
+    """The noisiest layers without which the others stay within the budget; a tenth of all layers at most, or two.
+
+    Two, because a bad tensor has a layer on either side, and is quantized as long as one of them is.
+    """
+    most = max(2, len(noise) // 10)
     rest = sum(noise.values())
     chosen: list[str] = []
     for name, own in noise.items():

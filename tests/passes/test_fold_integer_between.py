@@ -188,6 +188,16 @@ def test_concat_on_one_scale_moves_integers() -> None:
     assert_same(before, after.graph)
 
 
+@pytest.mark.parametrize("part", ["scale", "zero"])
+def test_concat_whose_scale_or_zero_point_differs(part: str) -> None:
+    """Either alone is enough for QLinearConcat."""
+    y = grid("y", -3, 3) | ({"y_scale": np.float32(0.03)} if part == "scale" else {"y_zero": np.uint8(100)})
+    before = two("c = Concat<axis=1>(x_f, z_f)", y, weights=grid("z", -3, 3))
+    after = apply(FoldInteger(), before)
+    assert "QLinearConcat" in ops(after.graph)
+    assert_within(before, after.graph, float(y["y_scale"]))
+
+
 @pytest.mark.parametrize("opset", [10, 11, 13, 17, 21])
 def test_concat_on_several_scales(opset: int) -> None:
     y = grid("y", -3, 4)
@@ -289,6 +299,12 @@ def test_mover(case: str, opset: int) -> None:
 
 
 STILL: dict[str, tuple[str, dict[str, Any], int, str]] = {
+    "only the scale differs": (
+        "Transpose<perm=[0,2,3,1]>(x_f)",
+        X_AS_Y | {"y_scale": np.float32(0.03)},
+        17,
+        "different scales",
+    ),
     "another scale": ("Transpose<perm=[0,2,3,1]>(x_f)", grid("y", -3, 4), 17, "different scales"),
     "another zero point": ("Flatten<axis=3>(x_f)", X_AS_Y | {"y_zero": np.uint8(7)}, 17, "different scales"),
     "Resize computes": ('Resize<mode="linear">(x_f, "", double)', X_AS_Y, 17, "Resize computes new values"),
@@ -330,10 +346,17 @@ def test_a_chain_of_movers() -> None:
     assert_same(before, after.graph)
 
 
-def split(*, second: dict[str, Any], outputs: str = "", tail: str = "", opset: int = 17) -> Graph:
+def split(
+    *,
+    second: dict[str, Any],
+    outputs: str = "",
+    tail: str = "",
+    weights: dict[str, Any] | None = None,
+    opset: int = 17,
+) -> Graph:
     call = "Split<axis=1, split=[1,3]>(x_f)" if opset < 13 else "Split<axis=1>(x_f, parts)"
     body = into("x") + f"[op] c, d = {call}\n" + out_of("c") + (tail or out_of("d", "z"))
-    values = X | X_AS_Y | second | {"parts": INT["parts"]}
+    values = X | X_AS_Y | second | {"parts": INT["parts"]} | (weights or {})
     return read(f"(float[{IMAGE}] x) => (float[a,b,c,d] y, float[a,e,c,d] z{outputs}) {{ {body} }}", values, opset)
 
 
@@ -344,6 +367,9 @@ def test_split(opset: int) -> None:
     assert ops(after.graph) == ["QuantizeLinear", "Split", "DequantizeLinear", "DequantizeLinear"]
     assert [(c.node, c.done) for c in changes(after)] == [("op", "integers")]
     assert_same(before, after.graph)
+
+
+ONE_SIDED = grid("x", 0, 3) | grid("y", 0, 3)
 
 
 def test_split_moves_integers_to_every_part() -> None:
@@ -362,6 +388,7 @@ def test_split_moves_integers_to_every_part() -> None:
     [
         ({"second": grid("z", -3, 4)}, "different scales"),
         ({"second": grid("z", -3, 3, format="int8")}, "different scales"),
+        ({"second": {"z_scale": np.float32(3 / 255), "z_zero": np.int8(0)}, "weights": ONE_SIDED}, "different scales"),
         ({"second": {}, "tail": "z = Abs(d)"}, "'d' does not go through one QuantizeLinear"),
         ({"second": grid("z", -3, 3), "outputs": ", float[a,e,c,d] d"}, "'d' does not go through one QuantizeLinear"),
         ({"second": grid("z", -3, 3), "outputs": ", float[a,b,c,d] c"}, "'c' does not go through one QuantizeLinear"),

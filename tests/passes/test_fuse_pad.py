@@ -56,6 +56,11 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "channels": ("Pad(x, p)", "Conv(c, w)", {"p": np.array([0, 1, 0, 0, 0, 0, 0, 0]), "w": floats(3, 5, 3, 3)}),
     "a batch": ("Pad(x, p)", "Conv(c, w)", {"p": np.array([0, 0, 0, 0, 1, 0, 0, 0])}),
     "crops": ("Pad(x, p)", "Conv(c, w)", {"p": np.array([0, 0, -1, 0, 0, 0, 2, 0])}),
+    "axes in another order": (
+        "Pad(x, p, zero, axes)",
+        "Conv(c, w)",
+        {"p": np.array([0, 0, 1, 2, 0, 0, 3, 4]), "axes": np.array([0, 1, 3, 2])},
+    ),
     "chosen axes": ("Pad(x, p, zero, axes)", "Conv(c, w)", {"p": np.array([1, 2]), "axes": np.array([2])}),
     "a convolution that pads by itself": ("Pad(x, p)", 'Conv<auto_pad="SAME_UPPER">(c, w)', {}),
 }

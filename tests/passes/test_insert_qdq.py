@@ -302,6 +302,15 @@ def test_weight_scale_makes_room_for_a_large_bias() -> None:
     np.testing.assert_allclose(stored * weight(tensors["b_scale"]), small["b"], rtol=1e-6)
 
 
+def test_scale_that_made_room_is_not_shared_with_another_layer() -> None:
+    """The same small weight, once with a large bias and once with none: two scales, stored twice."""
+    small = {"w": floats(6, 4, 3, 3) * np.float32(1e-5), "b": floats(6) + np.float32(20)}
+    before = image("[one] c = Conv(x, w, b) [two] d = Conv(x, w) y = Add(c, d)", weights=small)
+    ranges = {"x": range_of(-0.001, 0.001), **chosen(before, "c d")}
+    tensors = apply(InsertQdq(), before, plan_of({"one": "Conv", "two": "Conv"}, ranges)).graph.tensors()
+    assert np.all(weight(tensors["w_scale"]) > 2 * weight(tensors["w_scale_1"]))
+
+
 MEANS = {"x": range_of(0, 2, means=[1.0] * 8)}
 
 

@@ -96,6 +96,13 @@ def test_input_of_several_layers_is_quantized_once() -> None:
     assert_close(before, result.graph)
 
 
+def test_activation_stays_behind_the_layer() -> None:
+    before = model("[fc] p = MatMul(x, w) s = Add(p, b) y = Relu(s)")
+    result = apply(QuantizeDynamic(), before, plan("fc"))
+    assert ops(result.graph) == ["DynamicQuantizeMatMul", "Relu"]
+    assert_close(before, result.graph)
+
+
 def test_layer_behind_a_layer() -> None:
     before = model("[one] p = MatMul(x, w) [two] y = MatMul(p, v)")
     result = apply(QuantizeDynamic(), before, plan("one", "two"))

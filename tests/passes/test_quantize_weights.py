@@ -73,6 +73,13 @@ def test_every_opset(opset: int) -> None:
     assert_close(before, apply(QuantizeWeights(), before, plan("fc")).graph)
 
 
+def test_activation_stays_behind_the_layer() -> None:
+    before = model("[fc] p = MatMul(x, w) s = Add(p, b) y = Relu(s)")
+    result = apply(QuantizeWeights(), before, plan("fc"))
+    assert ops(result.graph) == ["MatMulNBits", "Relu"]
+    assert_close(before, result.graph)
+
+
 def test_weight_that_two_layers_share_is_stored_once() -> None:
     before = model("[one] p = MatMul(x, w) [two] q = MatMul(x, w) y = Add(p, q)")
     result = apply(QuantizeWeights(), before, plan("one", "two"))

@@ -87,6 +87,10 @@ def test_several_readers_and_a_zero_point_for_each_channel() -> None:
 
 LEFT = {
     "an integer operator": ("q = QuantizeLinear(x, x_scale, x_zero) y = Cast<to=1>(q)", ""),
+    "an operator with as many inputs": (
+        "q = QuantizeLinear(x, x_scale, x_zero) s = Slice(q, one, two) y = Cast<to=1>(s)",
+        "",
+    ),
     "a graph output": (into("x") + "y = Neg(x_f)", ", int8[a,b] x_q"),
     "a reader that has no zero point": ("q = QuantizeLinear(x, x_scale, zero) y = DequantizeLinear(q, x_scale)", ""),
 }
@@ -95,7 +99,7 @@ LEFT = {
 @pytest.mark.parametrize("case", LEFT)
 def test_leaves_what_others_read(case: str) -> None:
     body, outputs = LEFT[case]
-    before = model(body, {"zero": np.int8(0)}, outputs=outputs)
+    before = model(body, {"zero": np.int8(0), "one": np.array([1]), "two": np.array([2])}, outputs=outputs)
     result = apply(UnsignedActivations(), before)
     assert refusal(result, "QuantizeLinear_0") == "Something else than DequantizeLinear reads its int8 output."
     assert listing(result.graph) == listing(before)
