@@ -6,6 +6,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -218,5 +219,5 @@ def _read(path: Path) -> Iterator[tuple[str, Seen]]:
             )
     except FileNotFoundError:
         raise DataError(f"Statistics '{path}' do not exist. Make them with: onnxq calibrate.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise DataError(f"'{path}' holds no statistics ({error}). Make them with: onnxq calibrate.") from None
