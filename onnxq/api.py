@@ -14,7 +14,7 @@ from onnxq import runtime
 from onnxq.build import Build, Nothing, build_model, calibrate_graph, choose_mode, prepare, typed
 from onnxq.calibration.collect import Progress, save_statistics, silent
 from onnxq.calibration.data import Data, DataSource, open_data
-from onnxq.errors import DataError, ModelError, UnsupportedModel
+from onnxq.errors import DataError, ModelError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_external
 from onnxq.inspection import Summary, summarize
 from onnxq.modelfile import Source, check_output, load, replacing, save
@@ -86,6 +86,8 @@ def optimize(
     """
     options = options or Options()
     runtime.check_providers(options.providers)
+    if plan and statistics:
+        raise RecipeError("A plan holds its ranges already: give --plan or --statistics, not both.")
     source = load(model)
     target = _target(model, output)
     wanted = plan.recipe if plan else recipe or Recipe()
@@ -142,6 +144,7 @@ def _proof(
         data,
         seen=seen,
         float_nodes=float_nodes(build),
+        layers=not _has_scales(reference[1]),  # inner tensors of two quantized models do not correspond
         provider=options.providers[0],
         threads=options.threads,
         batch=options.batch,
@@ -205,6 +208,7 @@ def _named(model: Source) -> Iterator[None]:
 def _left_alone(reason: str, build: Build, reference: Path, source: Graph, target: Path | None) -> Result:
     """The model as it was, with the reason; it must load, or there is nothing to hand on."""
     runtime.Session(reference, threads=1)
+    build.changes.clear()  # what was tried on the way is not in the file
     if target is not None:
         with replacing(target) as file:
             if any(is_external(tensor) for tensor in source.weights()):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from onnxq import runtime
@@ -124,6 +125,9 @@ def prepare(build: Build) -> Placement:
             if build.graph.opset < OLDEST_OPSET:
                 raise Nothing(str(error)) from None
             build.warnings.append(f"{error} Some operators stay in float.")
+    for pattern in build.recipe.nodes:
+        if not any(fnmatchcase(n.name, pattern) or n.op == pattern for n in build.graph.nodes):
+            build.warnings.append(f"Pattern '{pattern}' of the recipe matches no node and no operator.")
     if all(plan.treatment is Treatment.FLOAT for plan in placement.nodes.values()):
         raise Nothing(_why_nothing(build.graph, placement))
     return placement
@@ -294,4 +298,7 @@ def build_model(
         follow_plan(build, plan)
     else:
         make_plan(build, data, statistics, threads, memory)
+        assert build.plan is not None
+        resolved = build.plan.recipe.model_copy(update={"mode": build.mode})
+        build.plan = build.plan.model_copy(update={"recipe": resolved})
     quantize(build)

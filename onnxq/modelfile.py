@@ -93,7 +93,7 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
 
 
 def check_output(source: Source, output: Path) -> None:
-    """Refuse an output that is the input, a folder, or lies in a folder that does not exist. Raises OutputError."""
+    """Refuse an output that is the input, is no plain file, or lies in no folder. Raises OutputError."""
     if (
         isinstance(source, (str, Path))
         and output.exists()
@@ -103,6 +103,10 @@ def check_output(source: Source, output: Path) -> None:
         raise OutputError(f"The output '{output}' is the input model. Name another file with --output.")
     if output.is_dir():
         raise OutputError(f"The output '{output}' is a folder. Name a file in it with --output.")
+    if output.is_symlink() or (output.exists() and not output.is_file()):
+        raise OutputError(f"The output '{output}' is a link or a device, which would be replaced. Name a plain file.")
+    if output.parent.exists() and not output.parent.is_dir():
+        raise OutputError(f"'{output.parent}' is no folder. Name another output.")
     if not output.parent.is_dir():
         raise OutputError(f"The folder '{output.parent}' does not exist. Create it, or name another output.")
 

@@ -99,7 +99,9 @@ def _draft_layer(graph: Graph, node: Node, target: Target, draft: Draft) -> None
         draft.reasons[node.name] = layer
         return
     if _is_stem(layer, target):
-        draft.reasons[node.name] = f"A convolution over {_channels(layer)} channels is faster in float here."
+        count = _channels(layer)
+        what = "1 channel" if count == 1 else f"{count} channels"
+        draft.reasons[node.name] = f"A convolution over {what} is faster in float here."
         return
     draft.layers[node.name] = layer
     draft.integer.update((layer.data.name, layer.output.name))
@@ -125,6 +127,8 @@ def data_inputs(node: Node, target: Target) -> list[Tensor]:
 
 def _follows(node: Node, target: Target, draft: Draft) -> bool:
     if (node.domain or "") or node.op not in target.followers | target.movers | target.joins:
+        return False
+    if node.op == "AveragePool" and any(node.attrs.get(k, 0) for k in ("ceil_mode", "dilations")):
         return False
     if node.op == "Pad" and not pads_with_zeros(node):
         return False
@@ -359,8 +363,6 @@ def needed_opset(graph: Graph, placement: Placement, recipe: Recipe, mode: Mode)
         return graph.opset
     if recipe.format == "qdq":
         return 13  # DequantizeLinear with a scale for each channel
-    if "Pad" in static and "MaxPool" not in static and not recipe.activation.symmetric:
-        return 11
-    if "MaxPool" in static or recipe.activation.symmetric:
-        return 12  # MaxPool and Clip on integers
-    return 10  # QLinearConv, QuantizeLinear
+    if static & {"MaxPool", "Concat"} or recipe.activation.symmetric:
+        return 12  # MaxPool on integers; Clip on integers, for ranges that reach beyond an activation
+    return 11 if static & {"Pad", "DepthToSpace"} else 10  # QLinearConv, QuantizeLinear

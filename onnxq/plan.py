@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -111,8 +112,9 @@ class Plan(Record):
         return self.nodes[node].treatment if node in self.nodes else Treatment.FLOAT
 
     def to_json(self) -> str:
-        """The plan as text that a person can edit."""
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        """The plan as text that a person can edit; numbers of one list stand on one line."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1)
+        return re.sub(r"\[[^][{}\"]*\]", lambda found: re.sub(r"\s+", " ", found.group()), text) + "\n"
 
 
 def make_plan(values: Mapping[str, Any]) -> Plan:

@@ -127,12 +127,19 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"Recipe '{path}' is no TOML: {error}.") from error
 
 
+def _known(title: str, location: tuple[int | str, ...]) -> str:
+    """The keys that there are beside a wrong one, for recipes."""
+    homes: dict[str, type[Settings]] = {"activation": Activation, "weight": Weight, "nodes": Override}
+    home: type[Settings] = homes.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
+    return f" Known keys: {', '.join(home.model_fields)}." if title == "Recipe" else " Take it out."
+
+
 def explain(error: ValidationError, what: str) -> str:
     """The first complaint of pydantic as one sentence."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or what
     if first["type"] == "extra_forbidden":
-        return f"Unknown key '{place}' in the {what}. Known keys are listed in the README under Recipes."
+        return f"Unknown key '{place}' in the {what}.{_known(error.title, first['loc'])}"
     if first["type"] == "missing":
         return f"The {what} lacks '{place}'. Add it."
     return f"'{place}' in the {what} is {first['input']!r:.80}: {first['msg']}."

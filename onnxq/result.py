@@ -10,6 +10,9 @@ from onnxq.plan import Plan, Record, Treatment
 from onnxq.proof import Proof
 from onnxq.recipe import Mode
 
+CLEARLY_SLOWER = 0.95
+"""A speed-up below this is no noise of the measurement."""
+
 Status = Literal["optimized", "left alone", "rejected"]
 
 LEAST_COSINE = 0.9
@@ -76,7 +79,7 @@ def make_result(
     warnings = list(build.warnings)
     if random:
         warnings.append("Validated on random numbers: the accuracy says little. Give --data for a proof.")
-    if proof is not None and proof.speedup < 1 and build.mode != "weight-int8":
+    if proof is not None and proof.speedup < CLEARLY_SLOWER and build.mode != "weight-int8":
         warnings.append(f"Slower than the float model on this machine: {proof.speedup:.2f} times its speed.")
     return Result(
         status=status,

@@ -171,11 +171,11 @@ def _before_and_after(proof: Proof) -> Table:
     return table
 
 
-def _accuracy(outputs: Mapping[str, OutputProof]) -> Table:
+def _accuracy(outputs: Mapping[str, OutputProof], made_up: bool = False) -> Table:
     agree = any(o.agreement is not None for o in outputs.values())
     labelled = any(o.top1 is not None for o in outputs.values())
     table = _table(
-        "Output",
+        "Output (random numbers)" if made_up else "Output",
         "cosine",
         "worst sample",
         "SQNR",
@@ -252,7 +252,7 @@ def result(model: Path, found: Result) -> RenderableType:
     rows: list[tuple[str, RenderableType]] = [("Reason", found.reason)] if found.reason else []
     parts: list[RenderableType] = [head]
     if found.proof is not None:
-        parts += ["", _before_and_after(found.proof), "", _accuracy(found.proof.outputs), ""]
+        parts += ["", _before_and_after(found.proof), "", _accuracy(found.proof.outputs, found.random), ""]
         rows += _proof_rows(found.proof)
         rows.append(("Measured", _conditions(found.proof)))
     rows += [("Data", _data(found))] if _data(found) else []

@@ -317,6 +317,16 @@ def test_an_output_that_is_a_folder(refused: Refused, model: Path, data: Path, t
     refused("optimize", model, "-o", tmp_path, "--data", data, says=(tmp_path, "is a folder"))
 
 
+def test_an_output_that_is_a_link_or_a_pipe(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.txt"
+    elsewhere.write_text("mine")
+    (tmp_path / "link.onnx").symlink_to(elsewhere)
+    refused("optimize", model, "--data", data, "-o", tmp_path / "link.onnx", says=("link.onnx", "Name a plain file"))
+    os.mkfifo(tmp_path / "pipe")
+    refused("optimize", model, "--data", data, "-o", tmp_path / "pipe", says=("pipe", "Name a plain file"))
+    refused("optimize", model, "--data", data, "-o", elsewhere / "x.onnx", says=("elsewhere.txt", "is no folder"))
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="The superuser may write everywhere.")
 def test_a_folder_that_may_not_be_written(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
@@ -447,6 +457,17 @@ def test_a_plan_and_a_recipe(refused: Refused, model: Path, plan: Path) -> None:
         refused("optimize", model, "--plan", plan, *words, says=("--plan", "recipe"))
 
 
+def test_a_plan_and_statistics(refused: Refused, model: Path, plan: Path, tmp_path: Path) -> None:
+    words = ("--plan", plan, "--statistics", tmp_path / "s.npz")
+    refused("optimize", model, *words, says=("--plan or --statistics, not both",))
+
+
+def test_an_unknown_key_names_the_known_ones(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:
+    for text, says in (("speed = 1", ("'speed'", "least_sqnr")), ("[activation]\nrnge = 'mse'", ("rnge", "percent"))):
+        (tmp_path / "r.toml").write_text(text)
+        refused("optimize", model, "--data", data, "--recipe", tmp_path / "r.toml", says=says)
+
+
 def test_statistics_of_another_model(refused: Refused, onnxq: Command, model: Path, data: Path, tmp_path: Path) -> None:
     other, statistics = other_model(tmp_path / "other.onnx"), tmp_path / "s.npz"
     assert onnxq("calibrate", other, "-o", statistics, "--data", data).code == 0
@@ -474,8 +495,8 @@ def test_models_that_cannot_be_compared(refused: Refused, model: Path, data: Pat
     other = other_model(tmp_path / "other.onnx")
     change(other, lambda m: setattr(m.graph.input[0], "name", "z"))
     change(other, lambda m: m.graph.node[0].input.__setitem__(0, "z"))
-    refused("validate", model, other, "--data", data, says=("input", "x", "z"))
-    refused("bench", model, other, "--data", data, says=("input", "x", "z"))
+    refused("validate", model, other, "--data", data, says=("inputs of the two models differ", "x", "z"))
+    refused("bench", model, other, "--data", data, says=("inputs of the two models differ", "x", "z"))
 
 
 def test_outputs_of_another_shape(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:

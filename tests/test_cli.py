@@ -547,5 +547,9 @@ def test_a_stopped_run_leaves_nothing_behind(model: Path, tmp_path: Path, number
 
 
 def test_a_terminal_without_unicode(model: Path) -> None:
+    renamed = onnx.load(model)
+    renamed.graph.input[0].name = renamed.graph.node[0].input[0] = "größe"
+    onnx.save(renamed, model)
     done = python("inspect", model, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
+    assert "gr??e: float32[batch, 16]" in done.stdout

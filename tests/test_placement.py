@@ -91,6 +91,12 @@ def test_residual_sum_that_is_read_beside_its_relu_has_a_range_of_its_own() -> N
     assert {"s", "t"} <= set(placement.tensors)
 
 
+def test_sum_before_another_activation_has_a_range_of_its_own() -> None:
+    placement = placed(image("[one] c = Conv(x, w) [add] s = Add(c, x) [act] t = LeakyRelu(s) [two] y = Conv(t, w)"))
+    assert static(placement) == {"one", "add", "act", "two"}
+    assert {"s", "t"} <= set(placement.tensors)
+
+
 def test_operator_that_nobody_integer_reads_stays_in_float() -> None:
     """The sum would be quantized to be dequantized at once."""
     placement = placed(image("[one] c = Conv(x, w) [add] s = Add(c, x) [tanh] y = Tanh(s)"))
@@ -168,6 +174,20 @@ def test_linear_layers_stay_integer_between_each_other() -> None:
     assert set(placement.tensors) == {"x", "r"}, "the last layer returns floats for free"
 
 
+def test_linear_layer_returns_integers_to_an_operator_between_layers() -> None:
+    body = "[one] p = MatMul(x, m) [turn] t = Transpose<perm=[1,0,2]>(p) [two] y = MatMul(t, m)"
+    placement = placed(text(body))
+    assert static(placement) == {"one", "turn", "two"}
+    assert placement.tensors == {"x": "x", "p": "p", "t": "p"}
+
+
+def test_linear_layer_whose_output_is_an_output_of_the_model_returns_floats() -> None:
+    body = "[one] p = MatMul(x, m) [turn] t = Transpose<perm=[1,0,2]>(p) [two] y = MatMul(t, m)"
+    placement = placed(text(body, outputs=", float[d,e,f] p"))
+    assert static(placement) == {"one", "two"}
+    assert placement.tensors == {"x": "x", "t": "t"}
+
+
 def test_linear_layer_returns_floats_where_somebody_wants_them() -> None:
     placement = placed(text("[one] p = MatMul(x, m) [two] q = MatMul(p, m) [add] y = Add(p, q)"))
     assert static(placement) == {"one", "two"}
@@ -213,6 +233,12 @@ def test_products_that_no_integer_kernel_computes(body: str, reason: str) -> Non
     placement = placed(text(body, more={"m4": floats(4, 4), "b3": floats(2, 16, 16)}))
     assert placement.nodes["n"].reason == reason
     assert placement.tensors == {}
+
+
+def test_operator_that_costs_more_in_integers() -> None:
+    placement = placed(image("[up] c = ConvTranspose(x, w) [one] y = Conv(c, w)"))
+    assert static(placement) == {"one"}
+    assert placement.nodes["up"].reason == CPU.why_float["ConvTranspose"]
 
 
 def test_concat_shares_one_scale() -> None:

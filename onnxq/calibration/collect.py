@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -201,6 +201,8 @@ def load_statistics(paths: Sequence[Path]) -> Statistics:
 
 def _read(path: Path) -> Iterator[tuple[str, Seen]]:
     try:
+        if not is_zipfile(path):
+            raise ValueError("it is no .npz")
         with np.load(path) as file:
             arrays = {key: file[key] for key in file.files}
         parts: dict[str, dict[str, dict[str, Array]]] = {}
@@ -219,5 +221,5 @@ def _read(path: Path) -> Iterator[tuple[str, Seen]]:
             )
     except FileNotFoundError:
         raise DataError(f"Statistics '{path}' do not exist. Make them with: onnxq calibrate.") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        raise DataError(f"'{path}' holds no statistics ({error}). Make them with: onnxq calibrate.") from None
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        raise DataError(f"'{path}' holds no statistics of onnxq. Make them with: onnxq calibrate.") from error

@@ -84,3 +84,15 @@ def test_says_so_where_the_outputs_stay_noisy(tmp_path: Path) -> None:
 )
 def test_takes_the_noisiest_until_the_budget_holds(noise: dict[str, float], budget: float, chosen: list[str]) -> None:
     assert worst_layers(noise, budget) == chosen
+
+
+def test_a_pattern_that_matches_nothing_is_said(tmp_path: Path) -> None:
+    x = np.ones((4, 8, 12, 12), np.float32)
+    wishes = {"nodes": {"/nope/*": {"quantize": False}, "conv1": {"quantize": False}}, "least_sqnr": 0}
+    result = optimize(
+        chain(tmp_path / "model.onnx", outlier=1.0), data={"x": x}, recipe=Recipe.model_validate(wishes), options=QUICK
+    )
+    assert [warning for warning in result.warnings if "matches no node" in warning] == [
+        "Pattern '/nope/*' of the recipe matches no node and no operator."
+    ]
+    assert in_float(result) == {"conv1"}
