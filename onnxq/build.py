@@ -13,11 +13,12 @@ from pathlib import Path
 from onnxq import runtime
 from onnxq.calibration.collect import Progress, Statistics, collect, load_statistics, non_finite, silent
 from onnxq.calibration.data import Data
+from onnxq.decision import decide
 from onnxq.errors import DataError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, to_model, upgrade
 from onnxq.passes import FOLD, NORMALIZE, QUANTIZE
 from onnxq.pipeline import Context, Outcome, Pass, run
-from onnxq.placement import Placement, decide, embeddings, needed_opset, place, place_linear
+from onnxq.placement import Placement, embeddings, needed_opset, place, place_linear
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import Mode, RangeRule, Recipe
 from onnxq.rewrite import Change

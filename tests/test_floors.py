@@ -19,6 +19,7 @@ FLOORS = {
     "onnxq": 4,
     "onnxq.api": 4,
     "onnxq.build": 3,
+    "onnxq.decision": 3,
     "onnxq.calibration.collect": 3,
     "onnxq.diff": 3,
     "onnxq.inspection": 3,

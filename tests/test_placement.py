@@ -9,9 +9,10 @@ import pytest
 
 from onnxq.calibration.collect import Statistics, collect
 from onnxq.calibration.data import open_data
+from onnxq.decision import decide
 from onnxq.errors import DataError
 from onnxq.graph import Graph
-from onnxq.placement import BESIDE_FLOATS, Placement, decide, embeddings, needed_opset, place, place_linear
+from onnxq.placement import BESIDE_FLOATS, Placement, embeddings, needed_opset, place, place_linear
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import Recipe, make_recipe
 from onnxq.targets import CPU

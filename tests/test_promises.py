@@ -18,11 +18,12 @@ import pytest
 
 from onnxq.calibration.collect import collect
 from onnxq.calibration.data import open_data
+from onnxq.decision import decide
 from onnxq.graph import Graph, Variable, is_constant, to_model
 from onnxq.modelfile import load
 from onnxq.passes import FOLD, NORMALIZE, PIPELINES, QUANTIZE
 from onnxq.pipeline import Close, Context, Exact, Lossy, Pass, Within, run
-from onnxq.placement import decide, embeddings, place, place_linear
+from onnxq.placement import embeddings, place, place_linear
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import make_recipe
 from onnxq.runtime import Session, tensor_types

@@ -6,9 +6,10 @@ import numpy as np
 
 from onnxq.calibration.collect import collect
 from onnxq.calibration.data import open_data
+from onnxq.decision import decide_masks
 from onnxq.graph import Graph
 from onnxq.passes.bound_masks import BoundMasks
-from onnxq.placement import decide_masks, place
+from onnxq.placement import place
 from onnxq.plan import MaskPlan, Plan
 from onnxq.recipe import Recipe
 from onnxq.targets import CPU
