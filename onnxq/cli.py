@@ -61,6 +61,7 @@ def optimize(
     format: flags.Format = None,
     range_rule: flags.RangeRule = None,
     percent: flags.Percent = None,
+    least_sqnr: flags.LeastSqnr = None,
     activations: flags.Activations = None,
     symmetric: flags.Symmetric = None,
     weights: flags.Weights = None,
@@ -88,6 +89,7 @@ def optimize(
     wishes = {
         "target": target,
         "format": format,
+        "least_sqnr": least_sqnr,
         "activation": {"format": activations, "symmetric": symmetric, "range": range_rule, "percent": percent},
         "weight": {"format": weights, "per_channel": per_channel},
         "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},

@@ -147,6 +147,17 @@ Percent = Annotated[
         show_default=False,
     ),
 ]
+LeastSqnr = Annotated[
+    float | None,
+    typer.Option(
+        "--least-sqnr",
+        metavar="DB",
+        rich_help_panel=RECIPE,
+        help="Signal to noise that the outputs should keep; below it the noisiest layers stay in float. 12 if left "
+        "out, 0 for never.",
+        show_default=False,
+    ),
+]
 Activations = Annotated[
     str | None,
     typer.Option(

@@ -129,6 +129,7 @@ def test_quiet_says_nothing(onnxq: Command, model: Path, data: Path) -> None:
         (["--per-tensor"], ("plan", "nodes", "two", "per_channel"), False),
         (["--per-channel"], ("plan", "nodes", "two", "per_channel"), True),
         (["--weights", "uint8"], ("plan", "recipe", "weight", "format"), "uint8"),
+        (["--least-sqnr", "0"], ("plan", "recipe", "least_sqnr"), 0.0),
         (["--range", "percentile", "--percent", "90"], ("plan", "recipe", "activation", "percent"), 90.0),
         (["--samples", "5"], ("calibrated",), 5),
         (["--no-validate"], ("proof",), None),
