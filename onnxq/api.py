@@ -15,7 +15,7 @@ from onnxq.build import Build, Nothing, build_model, calibrate_graph, choose_mod
 from onnxq.calibration.collect import Progress, save_statistics, silent
 from onnxq.calibration.data import Data, DataSource, open_data
 from onnxq.errors import DataError, ModelError, RecipeError, UnsupportedModel
-from onnxq.graph import Graph, is_external
+from onnxq.graph import Graph
 from onnxq.inspection import Summary, summarize
 from onnxq.modelfile import Source, check_output, load, replacing, save
 from onnxq.passes import PIPELINES
@@ -211,7 +211,7 @@ def _left_alone(reason: str, build: Build, reference: Path, source: Graph, targe
     build.changes.clear()  # what was tried on the way is not in the file
     if target is not None:
         with replacing(target) as file:
-            if any(is_external(tensor) for tensor in source.weights()):
+            if source.files:
                 save(source, file)
             else:
                 shutil.copyfile(reference, file)

@@ -8,7 +8,7 @@ Everything is a sum over batches, so no more than one batch of outputs is in mem
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -318,14 +318,7 @@ def by_operator(kernels: Sequence[Kernel]) -> tuple[dict[str, int], dict[str, fl
 
 def disk_size(model: Path, graph: Graph) -> int:
     """Bytes of a model file with its external data."""
-    folder = model.parent
-    files = {folder / place for place in _external_files(graph)}
-    return sum(file.stat().st_size for file in {model, *files} if file.exists())
-
-
-def _external_files(graph: Graph) -> Iterator[str]:
-    for stored in to_model(graph).graph.initializer:
-        yield from (entry.value for entry in stored.external_data if entry.key == "location")
+    return sum(file.stat().st_size for file in {model, *graph.files} if file.exists())
 
 
 def prove(
