@@ -112,9 +112,10 @@ def run_tool(command: Sequence[str]) -> ToolRun:
 
 
 def _measure(command: Sequence[str]) -> ToolRun:
-    with tempfile.TemporaryFile() as errors:
+    # some tools drop files where they are started
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         errors.seek(0)
