@@ -352,7 +352,7 @@ def main(words: Sequence[str]) -> int:
         peers = [Peer.parse(text) for text in arguments.peers.split(",")] if arguments.peers else None
         tables = {}
         for task in tasks:
-            tables[task.key] = compare(task, peers or _default_peers(task), arguments.zoo, arguments.threads)
+            tables[task.key] = compare(task, peers or _default_peers(task), arguments.zoo.resolve(), arguments.threads)
             print(markdown(task.key, tables[task.key]), flush=True)
     except (PeerError, ZooError) as error:
         print(error, file=sys.stderr)
