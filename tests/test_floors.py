@@ -34,6 +34,7 @@ FLOORS = {
     "onnxq.training": 3,
     "onnxq.training.*": 3,
     "onnxq.passes.*": 2,
+    "onnxq.islands": 2,
     "onnxq.pipeline": 2,
     "onnxq.calibration": 1,
     "onnxq.calibration.arrays": 1,
