@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from onnxq import runtime
@@ -16,17 +15,18 @@ from onnxq.calibration.data import Data
 from onnxq.decision import decide
 from onnxq.errors import DataError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, to_model, upgrade
+from onnxq.layers import LAYERS
 from onnxq.passes import FOLD, NORMALIZE, QUANTIZE
 from onnxq.pipeline import Context, Outcome, Pass, run
 from onnxq.placement import Placement, embeddings, needed_opset, place, place_linear
 from onnxq.plan import Plan, Treatment
-from onnxq.recipe import Mode, RangeRule, Recipe
+from onnxq.recipe import Mode, RangeRule, Recipe, matches
 from onnxq.rewrite import Change
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, layer_noise, noise_meter, worst_layers
 from onnxq.spec import Fact, has_integer_operators, has_qdq
 from onnxq.targets import TARGETS
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN"})
+WEIGHTED = LAYERS | {"ConvTranspose", "LSTM", "GRU", "RNN"}
 """Operators that a user expects to be quantized."""
 
 RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
@@ -127,17 +127,17 @@ def prepare(build: Build) -> Placement:
                 raise Nothing(str(error)) from None
             build.warnings.append(f"{error} Some operators stay in float.")
     for pattern in build.recipe.nodes:
-        if not any(fnmatchcase(n.name, pattern) or n.op == pattern for n in build.graph.nodes):
+        if not any(matches(pattern, node.name, node.op) for node in build.graph.nodes):
             build.warnings.append(f"Pattern '{pattern}' of the recipe matches no node and no operator.")
     if all(plan.treatment is Treatment.FLOAT for plan in placement.nodes.values()):
         raise Nothing(_why_nothing(build.graph, placement))
     return placement
 
 
-def _place(build: Build) -> Placement:
+def _place(build: Build, spared: Mapping[str, str] | None = None) -> Placement:
     graph, recipe = build.graph, build.recipe
     if build.mode == "static-int8":
-        placement = place(graph, build.context.target, recipe)
+        placement = place(graph, build.context.target, recipe, spared)
     else:
         treatment = Treatment.DYNAMIC if build.mode == "dynamic-int8" else Treatment.WEIGHT
         placement = place_linear(graph, recipe, treatment)
@@ -219,10 +219,7 @@ def spare_worst(build: Build, statistics: Statistics, data: Data) -> None:
         name: f"In integers it alone costs too much: the outputs keep {decibels(noise[name]):.1f} dB over its noise."
         for name in worst_layers(noise, budget)
     }
-    recipe = build.plan.recipe
-    placement = place(graph, context.target, recipe, reasons)
-    placement.nodes.update(embeddings(graph, recipe))
-    spared = decide(placement, statistics, recipe, context.target)
+    spared = decide(_place(build, reasons), statistics, build.plan.recipe, context.target)
     after = measure(spared)
     if after < before:
         build.plan = spared
@@ -245,7 +242,7 @@ def follow_plan(build: Build, plan: Plan) -> None:
     for name, decision in plan.nodes.items():
         if name not in names:
             raise RecipeError(f"The plan names node '{name}', which the model does not have. Make the plan again.")
-        if decision.treatment is Treatment.STATIC and decision.op in ("Conv", "MatMul", "Gemm"):
+        if decision.treatment is Treatment.STATIC and decision.op in LAYERS:
             data = names[name].inputs[0].name
             if data not in plan.tensors:
                 raise RecipeError(

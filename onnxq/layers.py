@@ -12,6 +12,9 @@ import numpy as np
 
 from onnxq.graph import Graph, Node, Tensor, is_constant, weight
 
+LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
+"""Operators that are a layer where their weight is a constant."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -42,6 +45,13 @@ class Layer:
         return self.node.op != "Conv"
 
 
+def bias_row(graph: Graph, layer: Layer) -> list[Tensor]:
+    """The bias as a constant of one axis; an empty list where the layer has none."""
+    if layer.bias is None or len(layer.bias.shape or ()) == 1:
+        return [layer.bias] if layer.bias is not None else []
+    return [graph.constant(f"{layer.bias.name}_flat", weight(layer.bias).reshape(-1))]
+
+
 def is_masking(node: Node) -> bool:
     """Whether this adds a mask to attention scores: an Add that only Softmax reads."""
     readers = node.outputs[0].outputs
@@ -64,7 +74,7 @@ def only_reader(graph: Graph, tensor: Tensor) -> Node | None:
 
 def weight_obstacle(node: Node) -> str | None:
     """Why this operator is no layer with a weight that can be quantized; None where it is one."""
-    if node.op not in ("Conv", "MatMul", "Gemm") or (node.domain or ""):
+    if node.op not in LAYERS or (node.domain or ""):
         return f"{node.op} is no layer with a weight."
     data, kernel = node.inputs[0], node.inputs[1]
     if is_constant(data) and not is_constant(kernel):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxq.graph import Graph, Node, Tensor, is_constant
-from onnxq.layers import Layer, is_masking, layer_of, only_reader, pads_with_zeros
+from onnxq.layers import LAYERS, Layer, is_masking, layer_of, only_reader, pads_with_zeros
 from onnxq.plan import NodePlan, Treatment
 from onnxq.recipe import Mode, Recipe
 from onnxq.targets import Target
@@ -228,7 +228,7 @@ def place_linear(graph: Graph, recipe: Recipe, treatment: Treatment) -> Placemen
     """Only linear layers, for recipes that need no data: dynamic activations, or integer weights alone."""
     nodes: dict[str, NodePlan] = {}
     for node in graph.nodes:
-        if node.op not in ("Conv", "MatMul", "Gemm") or (node.domain or ""):
+        if node.op not in LAYERS or (node.domain or ""):
             continue
         layer = layer_of(graph, node, frozenset())
         wish = recipe.override(node.name, node.op)

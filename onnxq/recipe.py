@@ -76,6 +76,11 @@ class Override(Settings):
     range: RangeRule | None = None
 
 
+def matches(pattern: str, name: str, op: str) -> bool:
+    """Whether a pattern means a node: its name, its operator, or a wildcard for its name (which may hold brackets)."""
+    return pattern in (name, op) or fnmatchcase(name, pattern)
+
+
 class Recipe(Settings):
     """The whole request.
 
@@ -104,7 +109,7 @@ class Recipe(Settings):
     def override(self, name: str, op: str) -> Override:
         """What the user wants for one node."""
         for pattern, wish in self.nodes.items():
-            if pattern in (name, op) or fnmatchcase(name, pattern):  # names may hold brackets
+            if matches(pattern, name, op):
                 return wish
         return Override()
 

@@ -22,9 +22,9 @@ class BoundMasks:
         Softmax(scores + mask) => Softmax(scores + Max(mask, bound))
 
     exp of a score far below the largest is a denormal number in the runtime's kernel, and processors compute with these
-    many times slower: half of an encoder's time on padded text. The plan names the sums, with a bound that leaves a
-    hidden position less than a float32 can show beside 1; it does so only where the scores were seen to stay close
-    enough together. Leaves all others alone.
+    many times slower: half of a quantized encoder's time on padded text. The plan names the sums, with a bound that
+    leaves a hidden position less than a float32 can show beside 1; it does so only where the scores were seen to stay
+    close enough together. Leaves all others alone.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.NORMAL})

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.graph import MICROSOFT, Array, Graph, Tensor, weight
-from onnxq.layers import Layer, layer_of
+from onnxq.layers import Layer, bias_row, layer_of
 from onnxq.numerics.affine import quantize_weight
 from onnxq.numerics.formats import FORMATS
 from onnxq.pipeline import Context, Lossy, Promise
@@ -45,7 +45,7 @@ class QuantizeDynamic:
         for layer in layers:
             name, op, data = layer.node.name, layer.node.op, layer.data
             stored = _stored_weight(graph, layer, plan, weights)
-            bias = [_bias(graph, layer)] if layer.bias is not None else []
+            bias = bias_row(graph, layer)
             output = layer.output
             graph.remove(layer.node, *layer.tail)
             if readers[data.name] == 1:
@@ -90,10 +90,3 @@ def _stored_weight(
             zero_point,
         ]
     return known[key]
-
-
-def _bias(graph: Graph, layer: Layer) -> Tensor:
-    assert layer.bias is not None
-    if len(layer.bias.shape or ()) == 1:
-        return layer.bias
-    return graph.constant(f"{layer.bias.name}_flat", weight(layer.bias).reshape(-1))

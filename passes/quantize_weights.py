@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxq.graph import MICROSOFT, Array, Graph, Tensor, weight
-from onnxq.layers import Layer, layer_of
+from onnxq.layers import Layer, bias_row, layer_of
 from onnxq.numerics.affine import quantize_weight
 from onnxq.numerics.formats import UINT8
 from onnxq.pipeline import Context, Lossy, Promise
@@ -48,7 +48,7 @@ class QuantizeWeights:
             key, block = (layer.weight.name, transposed), plan.recipe.weight.block_size
             if key not in stored:
                 stored[key] = _blocks(graph, layer.weight.name, values, block)
-            bias = [] if layer.bias is None else [_flat(graph, layer.bias)]
+            bias = bias_row(graph, layer)
             inputs = [layer.data, *stored[key], *([None, None, *bias] if bias else [])]
             graph.remove(node, *layer.tail)
             graph.add(
@@ -75,7 +75,3 @@ def _blocks(graph: Graph, name: str, values: Array, block: int) -> tuple[Tensor,
         graph.constant(f"{name}_quantized", found.values.reshape(outputs, -1, block)),
         graph.constant(f"{name}_scale", found.scale),
     )
-
-
-def _flat(graph: Graph, bias: Tensor) -> Tensor:
-    return bias if len(bias.shape or ()) == 1 else graph.constant(f"{bias.name}_flat", weight(bias).reshape(-1))

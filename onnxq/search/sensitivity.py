@@ -14,6 +14,7 @@ import numpy as np
 from onnxq.calibration.collect import Progress, silent, unmasked
 from onnxq.calibration.data import Data, mask_of
 from onnxq.graph import Graph, to_model
+from onnxq.layers import LAYERS
 from onnxq.passes import FOLD, QUANTIZE
 from onnxq.pipeline import Context, run
 from onnxq.plan import Plan, Treatment
@@ -28,8 +29,6 @@ RULE_SAMPLES = 64
 
 REMEMBERED = 1 << 28
 """Bytes of float outputs that are kept in memory; past that, no further sample is taken."""
-
-LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
 
 Array = np.ndarray[Any, Any]
 Noise = Callable[[Plan], float]
