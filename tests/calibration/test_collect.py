@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnxq.calibration.collect import Statistics, collect, load_statistics, non_
 from onnxq.calibration.data import open_data
 from onnxq.errors import DataError
 from onnxq.graph import Graph
+from onnxq.runtime import Session
 from tests.onnx_text import Array, read
 
 NAMES = ["x", "a", "b", "c"]
@@ -54,6 +56,21 @@ def test_any_order_and_any_split_give_the_same_bits() -> None:
 
 def test_groups_under_a_memory_limit_give_the_same_bits() -> None:
     assert same(seen({"x": X}), seen({"x": X}, memory=1), ("histogram", "channels", "sums", "average"))
+
+
+def test_a_memory_limit_holds_few_tensors_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[int] = []
+
+    class Watched(Session):
+        def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+            fetched.append(len(outputs or ()))
+            return super().run(feeds, outputs)
+
+    seen({"x": X}, memory=1)
+    monkeypatch.setattr("onnxq.calibration.collect.Session", Watched)
+    monkeypatch.setattr("onnxq.calibration.collect._sizes", lambda graph, names, feeds: dict.fromkeys(names, 10))
+    seen({"x": X}, memory=20)
+    assert sorted(set(fetched)) == [1, 2], "three inner tensors of 10 bytes: two, then one"
 
 
 def test_ragged_batches_are_fine() -> None:

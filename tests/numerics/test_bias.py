@@ -27,6 +27,12 @@ def test_is_the_mean_difference_of_a_grouped_convolution_over_one_pixel() -> Non
     np.testing.assert_allclose(mean_error(rounded, exact, x.mean(axis=0), groups=2), expected, rtol=1e-10)
 
 
+def test_adds_up_the_window_of_a_convolution() -> None:
+    exact = np.random.default_rng(2).normal(size=(2, 3, 3, 3))
+    rounded = exact + 0.5
+    np.testing.assert_allclose(mean_error(rounded, exact, np.array([1.0, 2.0, 3.0])), [0.5 * 9 * 6] * 2)
+
+
 def test_refuses_means_of_another_layer() -> None:
     with pytest.raises(ValueError, match="3 means do not fit 4 input channels"):
         mean_error(np.ones((2, 4)), np.ones((2, 4)), np.ones(3))

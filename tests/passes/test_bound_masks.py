@@ -62,6 +62,14 @@ def test_runs_twice_as_once() -> None:
     assert listing(apply(BoundMasks(), once, PLAN).graph) == listing(once)
 
 
+def test_a_mask_that_two_sums_share_is_bounded_once() -> None:
+    body = "[add] a = Add(scores, mask) s = Softmax<axis=-1>(a) [two] b = Add(mask, s) y = Softmax<axis=-1>(b)"
+    choice = MaskPlan(mask="mask", bound=-60.0)
+    after = apply(BoundMasks(), model(body), Plan(recipe=Recipe(), nodes={}, masks={"add": choice, "two": choice}))
+    assert [node.op for node in after.graph.nodes].count("Max") == 1
+    assert len(changes(after)) == 2
+
+
 def test_leaves_alone_what_the_plan_does_not_name() -> None:
     after = apply(BoundMasks(), model(), Plan(recipe=Recipe(), nodes={}))
     assert listing(after.graph) == listing(model())
