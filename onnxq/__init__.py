@@ -12,15 +12,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxq.api import Options, bench, calibrate, describe_passes, inspect, optimize, validate
+    from onnxq.api import bench, calibrate, describe_passes, inspect, optimize, validate
     from onnxq.errors import OnnxqError
+    from onnxq.options import Options
     from onnxq.plan import Plan
     from onnxq.proof import Proof
-    from onnxq.recipe import Recipe
+    from onnxq.recipe import Contract, Recipe
     from onnxq.result import Result
 
 HOMES = {
-    "Options": "onnxq.api",
+    "Options": "onnxq.options",
     "Result": "onnxq.result",
     "bench": "onnxq.api",
     "calibrate": "onnxq.api",
@@ -32,12 +33,14 @@ HOMES = {
     "Plan": "onnxq.plan",
     "Proof": "onnxq.proof",
     "Recipe": "onnxq.recipe",
+    "Contract": "onnxq.recipe",
 }
 """Where the public names live; they are imported when they are first used, so that `onnxq --help` is quick."""
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Contract",
     "OnnxqError",
     "Options",
     "Plan",

@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from onnxq import runtime
-from onnxq.build import Build, Nothing, build_model, calibrate_graph, choose_mode, prepare, typed
-from onnxq.calibration.collect import Progress, save_statistics, silent
+from onnxq.build import Build, Nothing, choose_mode, prepare, typed
+from onnxq.calibration.collect import save_statistics
 from onnxq.calibration.data import Data, DataSource, open_data
+from onnxq.comparison import batch_size
+from onnxq.delivery import Delivery, deliver, leave_alone
 from onnxq.errors import DataError, ModelError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph
-from onnxq.inspection import Summary, summarize
+from onnxq.inspection import Summary, has_scales, summarize
+from onnxq.metric import check
 from onnxq.modelfile import Source, check_output, load, replacing, save
+from onnxq.options import Options
 from onnxq.passes import PIPELINES
 from onnxq.plan import Plan
-from onnxq.proof import Proof, batch_size, by_operator, prove
-from onnxq.recipe import Mode, Recipe
-from onnxq.result import Rejected, Result, broken, float_nodes, make_result
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to go about it; none of these changes what is asked for.
-
-    Attributes:
-        samples: how many samples calibrate at most.
-        threads: threads of the runtime; 0 is its own choice.
-        batch: samples in the batch whose latency is measured.
-        seconds: time for the latency measurement.
-        memory: bytes that the activations of one calibration batch may take; None is no limit.
-        check: whether to validate; without it nothing is proven.
-        force: write the model even where validation rejects it.
-        providers: execution providers that validate; the first one is timed.
-        progress: told what is going on.
-    """
-
-    samples: int = 128
-    threads: int = 1
-    batch: int = 1
-    seconds: float = 3.0
-    memory: int | None = None
-    check: bool = True
-    force: bool = False
-    providers: tuple[str, ...] = (runtime.CPU,)
-    progress: Progress = silent
+from onnxq.planning import calibrate_graph, plan_model
+from onnxq.proof import Proof, by_operator, prove
+from onnxq.recipe import Contract, Mode, Recipe
+from onnxq.result import Result
 
 
 def optimize(
@@ -92,69 +68,25 @@ def optimize(
     target = _target(model, output)
     wanted = plan.recipe if plan else recipe or Recipe()
     feeds = None if data is None else open_data(data, source.interface().inputs)
-    mode = choose_mode(wanted, bool(feeds or plan or statistics)) if not _has_scales(source) else "static-int8"
+    mode = choose_mode(wanted, feeds is not None, bool(plan or statistics)) if not has_scales(source) else "static-int8"
     build = Build(source.copy(), wanted, mode, progress=options.progress)
     with _as_file(model, source) as reference, _named(model):
         calibration, held = _split(feeds, options.samples, mode, build)
         if validation is not None:
             calibration = _at_most(feeds, options.samples) if feeds else None
             held = open_data(validation, source.interface().inputs)
-        try:
-            files = [Path(path) for path in statistics]
-            build_model(build, plan, calibration, files, options.threads, options.memory)
-        except Nothing as nothing:
-            return _left_alone(str(nothing), build, reference, source, target)
+        check(wanted.contract, held)
         tested = held if held is not None else open_data("random", source.interface().inputs)
         seen = held is not None and held is calibration
-        result = _write(build, (reference, source), target, tested, seen, options)
-        used = len(calibration) if calibration and build.plan and not plan and not statistics else 0
-        return result.model_copy(update={"calibrated": used})
-
-
-def _write(
-    build: Build, reference: tuple[Path, Graph], target: Path | None, data: Data, seen: bool, options: Options
-) -> Result:
-    """Write, prove, and take back what proves to be broken."""
-    with TemporaryDirectory(prefix="onnxq.") as scratch:
-        place = target or Path(scratch) / "model.onnx"
+        judged = plan is None and (wanted.mode in ("auto", "mixed-int8") or bool(wanted.contract.model_fields_set))
+        delivery = Delivery((reference, source), target, tested, seen, judged, options)
         try:
-            with replacing(place) as file:
-                with build.stage("write"):
-                    save(build.graph, file)
-                with build.stage("validate"):
-                    proof = _proof(build, reference, file, data, seen, options)
-                result = make_result(build, "optimized", "", target, proof, data.is_random)
-                reason = broken(proof) if not data.is_random else ""
-                if reason and not options.force:
-                    raise Rejected(reason)
-                return result
-        except Rejected as rejection:
-            return make_result(build, "rejected", str(rejection), None, proof, data.is_random)
-
-
-def _proof(
-    build: Build, reference: tuple[Path, Graph], file: Path, data: Data, seen: bool, options: Options
-) -> Proof | None:
-    if not options.check:
-        runtime.Session(file, threads=options.threads)  # what the runtime refuses is not written
-        return None
-    return prove(
-        (reference[0], typed(reference[1])),
-        (file, load(file)),
-        data,
-        seen=seen,
-        float_nodes=float_nodes(build),
-        layers=not _has_scales(reference[1]),  # inner tensors of two quantized models do not correspond
-        provider=options.providers[0],
-        threads=options.threads,
-        batch=options.batch,
-        seconds=options.seconds,
-        progress=options.progress,
-    )
-
-
-def _has_scales(graph: Graph) -> bool:
-    return summarize(graph).quantized != "float"
+            plans = plan_model(build, plan, calibration, [Path(path) for path in statistics], options)
+        except Nothing as nothing:
+            return leave_alone(str(nothing), build, delivery)
+        result = deliver(build, plans, delivery)
+        used = len(calibration) if calibration and plans and not plan and not statistics else 0
+        return result.model_copy(update={"calibrated": used})
 
 
 def _split(feeds: Data | None, samples: int, mode: Mode, build: Build) -> tuple[Data | None, Data | None]:
@@ -205,19 +137,6 @@ def _named(model: Source) -> Iterator[None]:
         raise UnsupportedModel(f"'{Path(model).name}': {error}") from None
 
 
-def _left_alone(reason: str, build: Build, reference: Path, source: Graph, target: Path | None) -> Result:
-    """The model as it was, with the reason; it must load, or there is nothing to hand on."""
-    runtime.Session(reference, threads=1)
-    build.changes.clear()  # what was tried on the way is not in the file
-    if target is not None:
-        with replacing(target) as file:
-            if source.files:
-                save(source, file)
-            else:
-                shutil.copyfile(reference, file)
-    return make_result(build, "left alone", reason, target, None, False)
-
-
 def calibrate(
     model: Source,
     output: Path | str,
@@ -251,19 +170,35 @@ def calibrate(
     return {"output": str(target), "samples": len(feeds), "tensors": len(found), "non_finite": odd}
 
 
-def validate(reference: Source, candidate: Source, *, data: DataSource, options: Options | None = None) -> list[Proof]:
+def validate(
+    reference: Source,
+    candidate: Source,
+    *,
+    data: DataSource,
+    contract: Contract | None = None,
+    options: Options | None = None,
+) -> list[Proof]:
     """Compare any two models with the same inputs on the same data, on every provider of the options.
+
+    Args:
+        reference: the float model.
+        candidate: what it became.
+        data: what to run them on.
+        contract: what accuracy is measured by; `onnxq.contract.judge` holds the proofs against it.
+        options: how to go about it.
 
     Raises:
         ModelError: a model cannot be read, or their inputs and outputs differ.
         ProviderError: a provider is not installed.
         DataError: the data does not fit.
+        RecipeError: the metric of the contract does not fit the model or the data.
     """
     options = options or Options()
     runtime.check_providers(options.providers)
     first, second = load(reference), load(candidate)
     _same_interface(first, second)
     feeds = open_data(data, first.interface().inputs)
+    check(contract or Contract(), feeds)
     with _as_file(reference, first) as one, _as_file(candidate, second) as other, _named(candidate):
         with _named(reference):
             typed(first)
@@ -279,6 +214,7 @@ def validate(reference: Source, candidate: Source, *, data: DataSource, options:
                 batch=options.batch,
                 seconds=options.seconds,
                 layers=provider == options.providers[0],
+                contract=contract,
                 progress=options.progress,
             )
             for provider in options.providers

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from onnxq.calibration.collect import Progress
     from onnxq.proof import Proof
+    from onnxq.recipe import Contract
     from onnxq.result import Result
 
 CPU = "CPUExecutionProvider"
@@ -68,6 +69,10 @@ def optimize(
     per_channel: flags.PerChannel = None,
     keep_float: flags.KeepFloat = None,
     plan: flags.PlanFile = None,
+    metric: flags.MetricName = None,
+    max_drop: flags.MaxDrop = None,
+    min_speedup: flags.MinSpeedup = None,
+    max_size: flags.MaxSize = None,
     threads: flags.Threads = 1,
     batch: flags.Batch = 1,
     seconds: flags.Seconds = 3.0,
@@ -84,18 +89,23 @@ def optimize(
     Without data, the linear layers find the scales of their inputs on each run (dynamic-int8).
     """
     from onnxq import api, tables
+    from onnxq.options import Options
     from onnxq.plan import read_plan
 
+    limits = {"metric": metric, "max_drop": max_drop, "min_speedup": min_speedup, "max_size": max_size}
     wishes = {
         "target": target,
         "format": format,
         "least_sqnr": least_sqnr,
         "activation": {"format": activations, "symmetric": symmetric, "range": range_rule, "percent": percent},
         "weight": {"format": weights, "per_channel": per_channel},
+        "contract": limits,
         "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},
     }
     if plan is not None and (recipe is not None or flags.given(wishes)):
         raise RecipeError("--plan brings its own recipe. Leave out --recipe and its flags, or edit the plan.")
+    if not check and flags.given(limits):
+        raise RecipeError("--no-validate leaves nothing to judge a contract by. Leave it out, or the contract.")
     chosen = flags.make_wish(recipe, wishes)
     followed = None if plan is None else read_plan(plan)
     for written in (output, save_plan):
@@ -110,7 +120,7 @@ def optimize(
             recipe=chosen,
             plan=followed,
             statistics=statistics or (),
-            options=api.Options(
+            options=Options(
                 samples=samples,
                 threads=threads,
                 batch=batch,
@@ -122,7 +132,8 @@ def optimize(
             ),
         )
     result = _save_plan(result, save_plan)
-    report(result, lambda: tables.result(model, result), as_json, quiet)
+    contract = (followed.recipe if followed else chosen).contract
+    report(result, lambda: tables.result(model, result, contract), as_json, quiet)
     return 1 if result.status == "rejected" else 0
 
 
@@ -167,12 +178,13 @@ def calibrate(
 ) -> int:
     """Collect the statistics of activations for `optimize --statistics`; files of several runs can be joined."""
     from onnxq import api, tables
+    from onnxq.options import Options
 
     wishes = {"target": target, "nodes": {pattern: {"quantize": False} for pattern in keep_float or []}}
     chosen = flags.make_wish(recipe, wishes)
     flags.keep_apart(output, data=data, recipe=recipe)
     with told(quiet) as progress:
-        options = api.Options(samples=samples, threads=threads, memory=flags.bytes_of(memory), progress=progress)
+        options = Options(samples=samples, threads=threads, memory=flags.bytes_of(memory), progress=progress)
         found = api.calibrate(model, output, data=data, recipe=chosen, options=options)
     report(found, lambda: tables.calibration(found), as_json, quiet)
     return 0
@@ -196,6 +208,8 @@ def validate(
     providers: flags.Providers = CPU,
     min_cosine: flags.LeastCosine = 0.9,
     min_agreement: flags.LeastAgreement = None,
+    metric: flags.MetricName = None,
+    max_drop: flags.LimitedDrop = None,
     threads: flags.Threads = 1,
     batch: flags.Batch = 1,
     seconds: flags.Seconds = 3.0,
@@ -204,16 +218,29 @@ def validate(
 ) -> int:
     """Compare a quantized model with its float model: accuracy, speed, size, and the kernels that ran."""
     from onnxq import api, tables
+    from onnxq.options import Options
 
+    contract = flags.make_wish(None, {"contract": {"metric": metric, "max_drop": max_drop, "min_speedup": 0}}).contract
     with told(quiet) as progress:
-        options = api.Options(
-            threads=threads, batch=batch, seconds=seconds, providers=_names(providers), progress=progress
-        )
-        proofs = api.validate(reference, candidate, data=data, options=options)
+        options = Options(threads=threads, batch=batch, seconds=seconds, providers=_names(providers), progress=progress)
+        proofs = api.validate(reference, candidate, data=data, contract=contract, options=options)
     wanting = [reason for proof in proofs for reason in shortcomings(proof, min_cosine, min_agreement)]
+    judged = None if max_drop is None else contract
+    wanting += [reason for proof in proofs for reason in broken_limits(proof, judged)]
     document = {"passed": not wanting, "reasons": wanting, "proofs": proofs}
-    report(document, lambda: tables.proofs(candidate, proofs, wanting), as_json, quiet)
+    report(document, lambda: tables.proofs(candidate, proofs, judged, wanting), as_json, quiet)
     return 1 if wanting else 0
+
+
+def broken_limits(proof: Proof, contract: Contract | None) -> list[str]:
+    """Where a model loses more than it may, one sentence each. Raises RecipeError where nothing was measured."""
+    from onnxq.contract import judge
+
+    if contract is None:
+        return []
+    if proof.score is None:
+        raise RecipeError("--max-drop needs real data and an output that holds numbers: made-up data proves nothing.")
+    return [f"On {proof.provider}: {reason}" for reason in judge(contract, proof, random=False).reasons]
 
 
 def shortcomings(proof: Proof, min_cosine: float, min_agreement: float | None) -> list[str]:
@@ -245,6 +272,7 @@ def bench(
 ) -> int:
     """Time several models of the same interface in one interleaved run; the first is the measure."""
     from onnxq import api, runtime, tables
+    from onnxq.options import Options
 
     runtime.check_providers(_names(providers))
     rows = [
@@ -253,7 +281,7 @@ def bench(
         for row in api.bench(
             models,
             data=data,
-            options=api.Options(threads=threads, batch=batch, providers=(name,)),
+            options=Options(threads=threads, batch=batch, providers=(name,)),
             seconds=seconds,
         )
     ]

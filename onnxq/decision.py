@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from onnxq.calibration import ranges
 from onnxq.calibration.collect import Statistics
 from onnxq.errors import DataError
@@ -19,8 +22,18 @@ WIDEST_SCORES = 40.0
 """The spread of scores up to which the bound is safe."""
 
 
-def decide(placement: Placement, statistics: Statistics, recipe: Recipe, target: Target) -> Plan:
-    """Turn statistics into ranges, and ranges into scales and zero points.
+Range = tuple[float, float, str]
+"""Low end, high end, and the rule that found them."""
+
+
+def decide(
+    placement: Placement,
+    statistics: Statistics,
+    recipe: Recipe,
+    target: Target,
+    chosen: Mapping[str, Range] = MappingProxyType({}),
+) -> Plan:
+    """Turn statistics into ranges, and ranges into scales and zero points; chosen ranges stay.
 
     Raises:
         DataError: a tensor that needs a range was not seen in the statistics.
@@ -30,6 +43,9 @@ def decide(placement: Placement, statistics: Statistics, recipe: Recipe, target:
         form = FORMATS[recipe.activation.format]
         if source in placement.fixed:
             (low, high), reason = placement.fixed[source], "The operator returns nothing else."
+        elif source in chosen:
+            low, high, found = chosen[source]
+            reason = f"Range by {found}: the least noise in the layers that read it."
         else:
             rule = recipe.override(placement.asked[source].name, placement.asked[source].op).range
             low, high, reason = _range(source, statistics, recipe, rule or recipe.activation.range)

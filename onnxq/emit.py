@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 
+from onnxq.interface import TensorSpec
 from onnxq.tensors import Array, Constant, Node, Stored, bodies, declared, is_constant, nested, weight
 
 if TYPE_CHECKING:
@@ -49,6 +50,27 @@ def to_model(graph: Graph, keep: Keep = embed, extra_outputs: Iterable[str] = ()
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in shown)
     _stamp(model, graph)
     return model
+
+
+def with_inputs(shell: ModelProto, specs: Iterable[TensorSpec]) -> ModelProto:
+    """A copy of the model around a graph that declares more inputs; copies of a graph share their shell."""
+    made = ModelProto()
+    made.CopyFrom(shell)
+    for spec in specs:
+        code = onnx.helper.np_dtype_to_tensor_dtype(spec.dtype)
+        made.graph.input.append(onnx.helper.make_tensor_value_info(spec.name, code, spec.shape))
+    return made
+
+
+def branch(name: str, nodes: Sequence[Node], output: TensorSpec) -> AttributeProto:
+    """A body of If that returns one tensor. It holds the constants it reads; other tensors come from around it."""
+    body = onnx.GraphProto(name=output.name)
+    body.node.extend(to_node(node) for node in nodes)
+    constants = {tensor.name: tensor for node in nodes for tensor in node.inputs if isinstance(tensor, Constant)}
+    body.initializer.extend(embed(tensor) for tensor in constants.values())
+    code = onnx.helper.np_dtype_to_tensor_dtype(output.dtype)
+    body.output.append(onnx.helper.make_tensor_value_info(output.name, code, output.shape))
+    return AttributeProto(name=name, type=AttributeProto.GRAPH, g=body)
 
 
 def _unchanged_types(graph: Graph) -> set[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onnxq import quantities
 from onnxq.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ MODES = ("auto", "static-int8", "dynamic-int8", "weight-int8")
 """What `--recipe` takes by name; anything else is a file."""
 
 SOURCE = "SOURCE"
-DATA, RECIPE, PROOF, RESULT = "Data", "Recipe", "Proof", "Result"  # the panels of --help
+DATA, RECIPE, CONTRACT, PROOF, RESULT = "Data", "Recipe", "Contract", "Proof", "Result"  # the panels of --help
 
 Model = Annotated[Path, typer.Argument(help="The ONNX model.", show_default=False)]
 FloatModel = Annotated[Path, typer.Argument(help="The float model.", show_default=False)]
@@ -227,6 +227,59 @@ SavePlan = Annotated[
     ),
 ]
 
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        rich_help_panel=CONTRACT,
+        help="What accuracy is: auto (default: by kind of output), top1, agreement, cosine, sqnr, kl, perplexity, or "
+        "MODULE:FUNCTION, called with (outputs, feeds, labels); larger is better.",
+        show_default=False,
+    ),
+]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(
+        "--max-drop",
+        metavar="SHARE",
+        rich_help_panel=CONTRACT,
+        help="How much worse it may be by that, like 0.5% or 0.005. If left out, 5% for agreement, 0.05 (nats) for kl, "
+        "1% for every other.",
+        show_default=False,
+    ),
+]
+LimitedDrop = Annotated[
+    str | None,
+    typer.Option(
+        "--max-drop",
+        metavar="SHARE",
+        rich_help_panel=CONTRACT,
+        help="Exit with 1 where it is worse by more than that, like 0.5% or 0.005. Not judged if left out.",
+        show_default=False,
+    ),
+]
+MinSpeedup = Annotated[
+    float | None,
+    typer.Option(
+        "--min-speedup",
+        metavar="X",
+        rich_help_panel=CONTRACT,
+        help="How many times as fast as the float model it must be. If left out, 1: not clearly slower.",
+        show_default=False,
+    ),
+]
+MaxSize = Annotated[
+    str | None,
+    typer.Option(
+        "--max-size",
+        metavar="SIZE",
+        rich_help_panel=CONTRACT,
+        help="What the written model may take: 50MB, or 30% of the float model.",
+        show_default=False,
+    ),
+]
+
 Threads = Annotated[
     int,
     typer.Option(
@@ -289,14 +342,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RESULT, he
 
 
 def bytes_of(size: str | None) -> int | None:
-    """`500MB`, `2 GiB` or `1000000` in bytes. Raises RecipeError."""
-    if size is None:
-        return None
-    found = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*(?:([KMGT]?)(I?)B)?", size.strip().upper())
-    if found is None or not float(found[1]):
-        raise RecipeError(f"--memory {size!r} is no size. Write a number and KB, MB or GB, like 500MB.")
-    base, letter = 1024 if found[3] else 1000, found[2] or " "
-    return int(float(found[1]) * base ** " KMGT".index(letter))
+    """What `--memory` asks for, in bytes. Raises RecipeError."""
+    try:
+        return None if size is None else quantities.bytes_of(size)
+    except ValueError as error:
+        raise RecipeError(f"--memory {error}") from None
 
 
 def keep_apart(output: Path | None, **inputs: Path | str | None) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxq.emit import embed, evaluate, to_model
+from onnxq.emit import branch, embed, evaluate, to_model, with_inputs
 from onnxq.errors import ModelError, UnsupportedModel
 from onnxq.interface import Dimension, Interface, TensorSpec
 from onnxq.parse import body_names, check_names, check_sources, make_node, node_names, produced_names, shell_of
@@ -51,7 +51,9 @@ __all__ = [
     "Stored",
     "Tensor",
     "Variable",
+    "alone",
     "bodies",
+    "branch",
     "embed",
     "evaluate",
     "from_model",
@@ -63,6 +65,7 @@ __all__ = [
     "to_model",
     "upgrade",
     "weight",
+    "with_inputs",
 ]
 
 
@@ -328,3 +331,16 @@ def upgrade(graph: Graph, version: int) -> Graph:
     for node in result.nodes:
         node.remarks = remarks.get(node.name)
     return result
+
+
+def alone(graph: Graph, node: Node, operands: int) -> Graph:
+    """One node as a graph of its own, whose inputs are its first operands, so many of them, weights too."""
+    twins = [Variable(tensor.name, tensor.dtype) for tensor in node.inputs[:operands]]
+    output = Variable(node.outputs[0].name)
+    shell = type(graph.shell)()
+    shell.graph.output.add(name=output.name)
+    for twin in twins:
+        info = shell.graph.input.add(name=twin.name)
+        info.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(twin.dtype))
+    made = _copy_node(node, list(twins), [output])
+    return Graph([made], twins, [output], dict(graph.opsets), shell)

@@ -74,6 +74,11 @@ class Summary(Record):
     quantized: str
 
 
+def has_scales(graph: Graph) -> bool:
+    """Whether a model is quantized, in whatever way."""
+    return summarize(graph).quantized != "float"
+
+
 def summarize(graph: Graph) -> Summary:
     """Look at a graph; nothing is run, and no weight is read."""
     counts = Counter(node.op for node in graph.nodes)

@@ -52,6 +52,13 @@ def bias_row(graph: Graph, layer: Layer) -> list[Tensor]:
     return [graph.constant(f"{layer.bias.name}_flat", weight(layer.bias).reshape(-1))]
 
 
+def weight_axis(node: Node) -> int:
+    """Where the output channels of a layer's weight lie."""
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transB", 0) else 1
+    return 0 if node.op == "Conv" else len(node.inputs[1].shape or ()) - 1
+
+
 def is_masking(node: Node) -> bool:
     """Whether this adds a mask to attention scores: an Add that only Softmax reads."""
     readers = node.outputs[0].outputs

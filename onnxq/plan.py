@@ -42,12 +42,14 @@ class NodePlan(Record):
         treatment: what happens to it.
         reason: why.
         per_channel: whether its weight has a scale for each output channel.
+        measured: what decided, where it was measured: noise over signal and microseconds, by form.
     """
 
     op: str
     treatment: Treatment
     reason: str
     per_channel: bool = True
+    measured: dict[str, float] = {}
 
 
 class TensorPlan(Record):
@@ -92,6 +94,27 @@ class MaskPlan(Record):
     bound: float
 
 
+class BalancePlan(Record):
+    """Factors that make the channels of a tensor alike.
+
+    Attributes:
+        factors: what each channel is divided by, and the weights that read it multiplied by.
+        multiplies: whether this costs a Mul; otherwise what makes the tensor takes the factors.
+        reason: what it was measured to gain.
+    """
+
+    factors: list[float]
+    multiplies: bool
+    reason: str
+
+    @field_validator("factors")
+    @classmethod
+    def _positive(cls, values: list[float]) -> list[float]:
+        if not values or not all(0 < value < float("inf") for value in values):
+            raise ValueError("factors are positive numbers, one for each channel")
+        return values
+
+
 class Plan(Record):
     """Every decision about a model.
 
@@ -100,12 +123,14 @@ class Plan(Record):
         nodes: by node name; nodes that are not named stay in float.
         tensors: activations that become integers, by name.
         masks: additions of an attention mask, by node name.
+        balance: tensors whose channels are rescaled before anything else, by name.
     """
 
     recipe: Recipe
     nodes: dict[str, NodePlan]
     tensors: dict[str, TensorPlan] = {}
     masks: dict[str, MaskPlan] = {}
+    balance: dict[str, BalancePlan] = {}
 
     def treatment(self, node: str) -> Treatment:
         """What happens to the node of this name."""

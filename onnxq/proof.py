@@ -1,33 +1,30 @@
 """The proof: a float model against a quantized one, on the same data and in the same run.
 
 Not called validate.py: a module of that name would hide the function `onnxq.validate`.
-
-Everything is a sum over batches, so no more than one batch of outputs is in memory.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from onnxq.calibration.collect import Progress, silent, unmasked
-from onnxq.calibration.data import Data, mask_of
-from onnxq.errors import DataError
+from onnxq.calibration.collect import Progress, silent
+from onnxq.calibration.data import Data
+from onnxq.comparison import Comparison, OutputProof, batch_size, paired
 from onnxq.graph import Graph, to_model, weight
+from onnxq.metric import Meter, Score, resolve
 from onnxq.numerics.affine import dequantize
 from onnxq.numerics.metrics import sqnr_db
 from onnxq.plan import Record
+from onnxq.recipe import Contract
 from onnxq.runtime import CPU, Feeds, Kernel, Session, interleave, loaded_memory
 
 Array = np.ndarray[Any, Any]
-
-VOCABULARY = 256
-"""An output of more than two axes is taken for a classifier from this size of its last axis on."""
 
 LAYER_BATCH = 4
 """Samples on which errors of inner tensors are measured."""
@@ -53,30 +50,6 @@ OUTPUT_PARAMETERS = {
 
 QUANTIZED_SUFFIXES = ("_quantized", "_QuantizeLinear_Output")
 """How this and other tools call the integer form of a tensor."""
-
-
-class OutputProof(Record):
-    """How one output of the quantized model compares with the float model.
-
-    Attributes:
-        cosine: mean over samples of the cosine between the two outputs.
-        cosine_min: the worst sample.
-        sqnr_db: 10 log10(sum of squares of the float output / sum of squares of the difference); None if equal.
-        max_error: largest absolute difference.
-        agreement: share of equal argmax over the last axis, where the output looks like a classifier's.
-        top1_float: share of labels that the float model gets right, where there are labels.
-        top1: the same for the quantized model.
-        finite: whether the quantized output holds neither NaN nor infinity that the float output does not hold.
-    """
-
-    cosine: float
-    cosine_min: float
-    sqnr_db: float | None
-    max_error: float
-    agreement: float | None = None
-    top1_float: float | None = None
-    top1: float | None = None
-    finite: bool = True
 
 
 class LayerError(Record):
@@ -117,6 +90,7 @@ class Proof(Record):
         milliseconds_float: the same for the float model.
         speedup: median of the ratios of interleaved runs, float / quantized.
         batch: samples in the batch that was timed.
+        score: what the quantized model loses by the metric of the contract; None on random data.
     """
 
     data: str
@@ -137,6 +111,7 @@ class Proof(Record):
     milliseconds_float: float
     speedup: float
     batch: int
+    score: Score | None = None
 
     @property
     def cosine(self) -> float:
@@ -149,101 +124,22 @@ class Proof(Record):
         return all(output.finite for output in self.outputs.values())
 
 
-@dataclass
-class Difference:
-    """Running sums over batches of one output."""
-
-    signal: float = 0.0
-    noise: float = 0.0
-    largest: float = 0.0
-    cosines: list[Array] = field(default_factory=list)
-    same: int = 0
-    rows: int = 0
-    right: list[int] = field(default_factory=lambda: [0, 0])
-    labelled: int = 0
-    finite: bool = True
-
-    def add(self, reference: Array, value: Array, labels: Array | None) -> None:
-        """Take in one batch."""
-        a, b = (np.atleast_1d(np.asarray(x, np.float64)) for x in (reference, value))
-        usable = np.isfinite(a)
-        self.finite &= bool(np.isfinite(b[usable]).all())
-        a, b = np.where(usable, a, 0.0), np.where(usable & np.isfinite(b), b, 0.0)
-        self.signal += float(np.sum(a * a))
-        self.noise += float(np.sum((a - b) ** 2))
-        self.largest = max(self.largest, float(np.abs(a - b).max(initial=0.0)))
-        self.cosines.append(_cosines(a.reshape(len(a), -1), b.reshape(len(b), -1)))
-        if looks_like_classes(a):
-            best = a.argmax(-1), b.argmax(-1)
-            self.same += int(np.count_nonzero(best[0] == best[1]))
-            self.rows += best[0].size
-            if labels is not None and best[0].shape == labels.shape:
-                self.labelled += labels.size
-                self.right = [n + int(np.count_nonzero(p == labels)) for n, p in zip(self.right, best, strict=True)]
-
-    def proof(self) -> OutputProof:
-        """The figures."""
-        cosines = np.concatenate(self.cosines) if self.cosines else np.ones(1)
-        share = [n / self.labelled for n in self.right] if self.labelled else [None, None]
-        return OutputProof(
-            cosine=float(cosines.mean()),
-            cosine_min=float(cosines.min(initial=1.0)),
-            sqnr_db=sqnr(self.signal, self.noise),
-            max_error=self.largest,
-            agreement=self.same / self.rows if self.rows else None,
-            top1_float=share[0],
-            top1=share[1],
-            finite=self.finite,
-        )
-
-
-def _cosines(a: Array, b: Array) -> Array:
-    """Cosine of each row; 1 where both rows are zero."""
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    equal = (a == b).all(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: Array = np.where(equal, 1.0, np.nan_to_num(np.sum(a * b, axis=1) / lengths))
-    return found
-
-
-def sqnr(signal: float, noise: float) -> float | None:
-    """Signal-to-quantization-noise ratio in decibels; None where there is no noise."""
-    if noise == 0.0:
-        return None
-    return float(10 * np.log10(max(signal, 1e-300) / noise))
-
-
-def looks_like_classes(output: Array) -> bool:
-    """Whether the last axis is one score per class: [batch, classes], or [batch, ..., vocabulary]."""
-    if output.ndim == 2:
-        return bool(output.shape[1] >= 2)
-    return bool(output.ndim > 2 and output.shape[-1] >= VOCABULARY)
-
-
 def compare_outputs(
-    reference: Session, candidate: Session, data: Data, progress: Progress = silent
-) -> dict[str, OutputProof]:
-    """Run both models on all of the data; padding does not count. Raises DataError where a shape changes."""
-    found = {spec.name: Difference() for spec in reference.outputs}
-    labels, seen = data.labels, 0
-    for feeds in data.batches():
-        count = batch_size(feeds)
-        known = None if labels is None else np.asarray(labels[seen : seen + count])
-        expected, got, mask = reference.run(feeds), candidate.run(feeds), mask_of(feeds)
-        for name, difference in found.items():
-            if expected[name].shape != got[name].shape:
-                raise DataError(f"Output '{name}' has shape {got[name].shape} where float has {expected[name].shape}.")
-            if np.issubdtype(expected[name].dtype, np.number) or expected[name].dtype == np.bool_:
-                difference.add(unmasked(expected[name], mask), unmasked(got[name], mask), known)
-        seen += count
-        progress("validate", min(seen, len(data)), len(data))
-    return {name: difference.proof() for name, difference in found.items()}
+    reference: Session, candidate: Session, data: Data, contract: Contract, progress: Progress = silent
+) -> tuple[dict[str, OutputProof], Score | None]:
+    """The figures of every output, and the score, from one pass over the data.
 
-
-def batch_size(feeds: Feeds) -> int:
-    """Samples in a batch: the first axis of its first array."""
-    first = next(iter(feeds.values()), None)
-    return int(first.shape[0]) if first is not None and first.ndim else 1
+    Made-up data shows nothing about accuracy, and has no score; neither has a model whose outputs hold no numbers.
+    """
+    found = {spec.name: Comparison() for spec in reference.outputs}
+    meter: Meter | None = None
+    for batch in paired(reference, candidate, data, progress):
+        for name, comparison in found.items():
+            comparison.add(name, batch)
+        if batch.expected and not data.is_random:
+            meter = meter or resolve(contract, batch).meter()
+            meter.add(batch)
+    return {name: comparison.proof() for name, comparison in found.items()}, meter.score() if meter else None
 
 
 def integer_forms(graph: Graph) -> dict[str, tuple[str, Array, Array]]:
@@ -263,8 +159,13 @@ def integer_forms(graph: Graph) -> dict[str, tuple[str, Array, Array]]:
     return forms
 
 
-def layer_errors(reference: Graph, candidate: Graph, data: Data) -> list[LayerError]:
-    """Error of every float tensor that both graphs hold, in floats or as integers; the worst first."""
+def layer_errors(
+    reference: Graph, candidate: Graph, data: Data, factors: Mapping[str, Sequence[float]] = MappingProxyType({})
+) -> list[LayerError]:
+    """Error of every float tensor that both graphs hold, in floats or as integers; the worst first.
+
+    `factors` says what the channels of tensors of the candidate were divided by.
+    """
     forms = integer_forms(candidate)
     makers = {t.name: node for node in reference.nodes for t in node.outputs if t.name}
     floats = {name for name, t in candidate.tensors().items() if t.inputs}
@@ -283,9 +184,16 @@ def layer_errors(reference: Graph, candidate: Graph, data: Data) -> list[LayerEr
             value = got[forms[name][0]] if name in forms else got[name]
             if name in forms:
                 value = dequantize(value, forms[name][1].reshape(()), forms[name][2].reshape(()))
+            if name in factors:
+                value = value * _along_channels(np.asarray(factors[name], np.float32), value.shape)
             if value.shape == expected[name].shape:
                 errors.append(LayerError(tensor=name, op=makers[name].op, sqnr_db=_tensor_sqnr(expected[name], value)))
     return sorted(errors, key=lambda error: (error.sqnr_db is None, error.sqnr_db or 0.0))
+
+
+def _along_channels(factors: Array, shape: Sequence[int]) -> Array:
+    """Factors shaped for the channels of pictures (axis 1), or of rows (the last axis)."""
+    return factors.reshape(-1, *([1] * (len(shape) - 2))) if len(shape) > 2 and len(factors) == shape[1] else factors
 
 
 def _tensor_sqnr(reference: Array, value: Array) -> float | None:
@@ -333,6 +241,8 @@ def prove(
     batch: int = 1,
     layers: bool = True,
     seconds: float = 3.0,
+    contract: Contract | None = None,
+    factors: Mapping[str, Sequence[float]] = MappingProxyType({}),
     progress: Progress = silent,
 ) -> Proof:
     """Compare two models that lie in files.
@@ -348,15 +258,18 @@ def prove(
         batch: samples in the batch that is timed.
         layers: whether to measure the errors of inner tensors too.
         seconds: time for the latency measurement.
+        contract: what accuracy is measured by.
+        factors: what the channels of inner tensors of the quantized model were divided by.
         progress: told after each batch.
 
     Raises:
         UnsupportedModel: the runtime refuses one of the models.
         DataError: the data does not fit.
+        RecipeError: the metric of the contract does not fit the model or the data.
     """
     first = Session(reference[0], provider=provider, threads=threads)
     second = Session(candidate[0], provider=provider, threads=threads)
-    outputs = compare_outputs(first, second, data, progress)
+    outputs, score = compare_outputs(first, second, data, contract or Contract(), progress)
     feeds = next(data.batches(batch))
     before, after = interleave([first, second], feeds, seconds=seconds)
     counts, times = by_operator(profile(candidate[0], provider, threads, feeds))
@@ -367,7 +280,7 @@ def prove(
         provider=provider,
         threads=threads,
         outputs=outputs,
-        layers=layer_errors(reference[1], candidate[1], data) if layers else [],
+        layers=layer_errors(reference[1], candidate[1], data, factors) if layers else [],
         kernels=counts,
         kernel_microseconds=times,
         float_nodes=[FloatNode(node=n, op=op, reason=why) for n, (op, why) in float_nodes.items()],
@@ -379,4 +292,5 @@ def prove(
         milliseconds_float=before.milliseconds,
         speedup=after.speedup,
         batch=batch_size(feeds),
+        score=score,
     )

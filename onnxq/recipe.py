@@ -8,15 +8,29 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from onnxq.errors import RecipeError
+from onnxq.quantities import bytes_of, share_of
 
-Mode = Literal["auto", "static-int8", "dynamic-int8", "weight-int8"]
+Mode = Literal["auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8"]
 RangeRule = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
 ActivationFormat = Literal["uint8", "int8"]
 WeightFormat = Literal["int8", "uint8"]
 GraphFormat = Literal["integer", "qdq"]
+
+MAX_DROPS: Mapping[str, float] = {
+    "top1": 0.01,  # a share of the samples
+    "agreement": 0.05,  # a share of the samples, whether the float model was right about them or not
+    "cosine": 0.01,
+    "sqnr": 0.01,  # noise over signal: 20 dB
+    "kl": 0.05,  # nats
+    "perplexity": 0.01,  # of the perplexity of the float model
+}
+"""The metrics, and the drop that each allows where nothing else is asked for (what a drop is: `onnxq.metric`)."""
+
+MAX_OWN_DROP = 0.01
+"""The same for a function of the user's, as a share of the float model's score."""
 
 
 class Settings(BaseModel):
@@ -62,6 +76,54 @@ class Weight(Settings):
     block_size: Literal[16, 32, 64, 128, 256] = 32
 
 
+class Contract(Settings):
+    """What the result must keep to.
+
+    Attributes:
+        metric: what accuracy is measured by: a key of `MAX_DROPS`, `module:function`, or `auto`, by kind of output.
+        max_drop: how much worse it may be; `1%` and 0.01 are the same. None: as `MAX_DROPS` has it.
+        min_speedup: how many times as fast as the float model it must be; 0 allows anything.
+        max_size: bytes that the written model may take, `50MB`, or a share of the float model's size, like `30%`.
+    """
+
+    metric: str = "auto"
+    max_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    min_speedup: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    max_size: int | str | None = None
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        module, colon, function = name.removeprefix("python:").rpartition(":")
+        if name not in ("auto", *MAX_DROPS) and not (module and colon and function):
+            raise ValueError(f"there is no such metric. Known are auto, {', '.join(MAX_DROPS)} and MODULE:FUNCTION")
+        return name.removeprefix("python:")
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _share(cls, value: object) -> object:
+        return share_of(value) if isinstance(value, str) else value
+
+    @field_validator("max_size", mode="before")
+    @classmethod
+    def _size(cls, value: object) -> object:
+        if isinstance(value, str) and value.strip().endswith("%") and share_of(value):
+            return f"{100 * share_of(value):.12g}%"
+        if isinstance(value, str):
+            return bytes_of(value)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
+            raise ValueError("write bytes, a size like 50MB, or a share of the float model's like 30%")
+        return value
+
+    def limit(self, metric: str) -> float:
+        """The largest drop of a metric that is allowed."""
+        return self.max_drop if self.max_drop is not None else MAX_DROPS.get(metric, MAX_OWN_DROP)
+
+    def most_bytes(self, size_float: int) -> int | None:
+        """Bytes that the written model may take beside a float model of this size; None for any number."""
+        return int(share_of(self.max_size) * size_float) if isinstance(self.max_size, str) else self.max_size
+
+
 class Override(Settings):
     """What differs for the nodes whose name or operator matches a pattern.
 
@@ -86,14 +148,17 @@ class Recipe(Settings):
 
     Attributes:
         mode: static (weights and activations, needs data), dynamic (activations at run time, needs no data),
-            weight-only, or `auto`: static where there is data, dynamic where there is none.
+            weight-only, mixed (static, dynamic or float for each layer, by measured noise and time), or `auto`:
+            mixed where there is data, dynamic where there is none.
         target: the execution provider to build for.
         least_sqnr: signal to quantization noise, in dB, that static outputs should keep; where they do not, the layers
             that cause most of the noise stay in float, a tenth of all layers at most (or two). 0 turns this off.
         format: `integer` folds Q/DQ into integer operators, `qdq` leaves them for the runtime to fold.
         bound_masks: whether attention masks may be raised to where they cost no denormal numbers; needs data.
+        balance: whether channels may be rescaled against each other (SmoothQuant, equalization); needs data.
         activation: how activations are quantized.
         weight: how weights are quantized.
+        contract: what the result must keep to.
         nodes: overrides by node name, operator or a pattern with `*`; the first that matches decides.
     """
 
@@ -102,8 +167,10 @@ class Recipe(Settings):
     format: GraphFormat = "integer"
     least_sqnr: float = Field(default=12.0, ge=0)
     bound_masks: bool = True
+    balance: bool = True
     activation: Activation = Activation()
     weight: Weight = Weight()
+    contract: Contract = Contract()
     nodes: dict[str, Override] = {}
 
     def override(self, name: str, op: str) -> Override:
@@ -134,7 +201,12 @@ def read_recipe(path: Path) -> Recipe:
 
 def _known(title: str, location: tuple[int | str, ...]) -> str:
     """The keys that there are beside a wrong one, for recipes."""
-    homes: dict[str, type[Settings]] = {"activation": Activation, "weight": Weight, "nodes": Override}
+    homes: dict[str, type[Settings]] = {
+        "activation": Activation,
+        "weight": Weight,
+        "contract": Contract,
+        "nodes": Override,
+    }
     home: type[Settings] = homes.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
     return f" Known keys: {', '.join(home.model_fields)}." if title == "Recipe" else " Take it out."
 
@@ -147,4 +219,5 @@ def explain(error: ValidationError, what: str) -> str:
         return f"Unknown key '{place}' in the {what}.{_known(error.title, first['loc'])}"
     if first["type"] == "missing":
         return f"The {what} lacks '{place}'. Add it."
-    return f"'{place}' in the {what} is {first['input']!r:.80}: {first['msg']}."
+    reason = first["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"'{place}' in the {what} is {first['input']!r:.80}: {reason}."

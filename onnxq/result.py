@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from onnxq.build import Build
+from onnxq.contract import CLEARLY_SLOWER
 from onnxq.plan import Plan, Record, Treatment
 from onnxq.proof import Proof
 from onnxq.recipe import Mode
-
-CLEARLY_SLOWER = 0.95
-"""A speed-up below this is no noise of the measurement."""
 
 Status = Literal["optimized", "left alone", "rejected"]
 
@@ -35,6 +33,7 @@ class Result(Record):
         seconds: time by stage.
         random: whether validation ran on made-up data, so that its accuracy says little.
         calibrated: how many samples calibrated; 0 where none were needed.
+        kept: where the best model went that breaks the contract, if that was asked for.
     """
 
     status: Status
@@ -48,6 +47,7 @@ class Result(Record):
     seconds: dict[str, float] = {}
     random: bool = False
     calibrated: int = 0
+    kept: str | None = None
 
 
 class Rejected(Exception):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -10,7 +12,8 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +39,33 @@ ELEMENT_TYPES: Mapping[str, np.dtype] = {
 }
 
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Instruction sets that decide how fast integer kernels are, as Linux calls them."""
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
 def version() -> str:
     """The version of the installed ONNX Runtime."""
     return str(ort.__version__)
+
+
+def machine() -> str:
+    """What timing depends on: the processor, its instruction sets, how many there are, and the runtime's version."""
+    lines: dict[str, str] = {}
+    with suppress(OSError, UnicodeDecodeError):
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
+            field, _, value = line.partition(":")
+            lines.setdefault(field.strip(), value.strip())
+    flags = lines.get("flags", lines.get("Features", "")).split()
+    name = lines.get("model name") or platform.processor() or platform.machine()
+    parts = [name, *(found for found in INSTRUCTIONS if found in flags), f"{cpus()} CPUs", f"onnxruntime {version()}"]
+    return ", ".join(parts)
+
+
+def cpus() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def providers() -> list[str]:
@@ -64,7 +91,7 @@ class Kernel:
         node: its name after the runtime's own fusions.
         op: the operator that ran.
         provider: the execution provider it ran on.
-        microseconds: the median time of one run.
+        microseconds: the time of one run, the median if not said otherwise.
     """
 
     node: str
@@ -83,6 +110,9 @@ class Session:
         threads: threads inside one operator; 0 lets the runtime choose.
         optimize: whether the runtime may fuse and rewrite the graph.
         profile: whether to record what runs, for `kernels`.
+        pooled: whether this is one of many sessions that run by turns: it takes its memory out of one `pool`,
+            so that what one session just used is warm for the next, as it is between the operators of one model;
+            and its threads rest between runs.
 
     Raises:
         UnsupportedModel: the runtime refuses the model; its own reason is part of the message.
@@ -98,6 +128,7 @@ class Session:
         threads: int = 0,
         optimize: bool = True,
         profile: bool = False,
+        pooled: bool = False,
     ) -> None:
         check_providers([provider])
         options = ort.SessionOptions()
@@ -107,6 +138,9 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         if folder is not None and isinstance(model, bytes):
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        if pooled:
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if profile:
             options.enable_profiling = True
             scratch = Path(tempfile.mkdtemp(prefix="onnxq."))
@@ -135,8 +169,11 @@ class Session:
                 f"The model fails on the given data: {_reason(error)}. Check the values and shapes."
             ) from error
 
-    def kernels(self) -> list[Kernel]:
-        """What ran since the session was made, in order of execution. Ends the recording; needs `profile=True`."""
+    def kernels(self, quantile: float = 0.5) -> list[Kernel]:
+        """What ran since the session was made, in order of execution. Ends the recording; needs `profile=True`.
+
+        `quantile` says which of the runs of a kernel gives its time: the median one, or a faster one below 0.5.
+        """
         file = Path(self._session.end_profiling())
         events = json.loads(file.read_text(encoding="utf-8"))
         self._clean_up()
@@ -146,7 +183,24 @@ class Session:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and "op_name" in args:
                 key = (event["name"].removesuffix("_kernel_time"), args["op_name"], args.get("provider", ""))
                 times.setdefault(key, []).append(float(event["dur"]))
-        return [Kernel(*key, statistics.median(durations)) for key, durations in times.items()]
+        return [Kernel(*key, float(np.quantile(durations, quantile))) for key, durations in times.items()]
+
+
+@contextmanager
+def pool() -> Iterator[None]:
+    """A pool of memory for the `pooled` sessions that are made inside; it is gone when it was left and they are."""
+    _open_pool()
+    try:
+        yield
+    finally:
+        _open_pool()  # an empty one in its place: that is how the runtime lets go of the other
+
+
+def _open_pool() -> None:
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    place = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    sizes = {"max_mem": 0, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(place, ort.OrtArenaCfg({**sizes, "arena_extend_strategy": 1}))
 
 
 def _reason(error: Exception) -> str:

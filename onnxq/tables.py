@@ -13,9 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from onnxq.contract import beside_limit, keeps, sentence
+
 if TYPE_CHECKING:
+    from onnxq.comparison import OutputProof
     from onnxq.inspection import Summary
-    from onnxq.proof import FloatNode, LayerError, OutputProof, Proof
+    from onnxq.proof import FloatNode, LayerError, Proof
+    from onnxq.recipe import Contract
     from onnxq.result import Result
 
 MOST_OUTPUTS, MOST_LAYERS, MOST_KERNELS, MOST_REASONS, MOST_OPERATORS = 5, 5, 8, 4, 5
@@ -236,6 +240,16 @@ def _proof_rows(proof: Proof) -> list[tuple[str, RenderableType]]:
     return rows
 
 
+def _score(proof: Proof, contract: Contract | None) -> list[tuple[str, RenderableType]]:
+    """The loss, beside what is allowed."""
+    score = proof.score
+    if score is None:
+        return []
+    words = sentence(score) if contract is None else beside_limit(score, contract)
+    style = "" if contract is None or keeps(score, contract) else "yellow"
+    return [("Accuracy", Text(f"{words}.", style=style, overflow="fold"))]
+
+
 def _conditions(proof: Proof) -> str:
     threads = "the runtime's choice of threads" if proof.threads == 0 else _plural(proof.threads, "thread")
     return f"{proof.provider}, {threads}, batch of {proof.batch}"
@@ -244,7 +258,7 @@ def _conditions(proof: Proof) -> str:
 # Documents
 
 
-def result(model: Path, found: Result) -> RenderableType:
+def result(model: Path, found: Result, contract: Contract) -> RenderableType:
     """What `optimize` did."""
     style = {"optimized": "bold green", "left alone": "bold yellow", "rejected": "bold red"}[found.status]
     mode = "" if found.status == "left alone" else f", {found.mode}"
@@ -253,7 +267,7 @@ def result(model: Path, found: Result) -> RenderableType:
     parts: list[RenderableType] = [head]
     if found.proof is not None:
         parts += ["", _before_and_after(found.proof), "", _accuracy(found.proof.outputs, found.random), ""]
-        rows += _proof_rows(found.proof)
+        rows += [*_score(found.proof, contract), *_proof_rows(found.proof)]
         rows.append(("Measured", _conditions(found.proof)))
     rows += [("Data", _data(found))] if _data(found) else []
     rows += [("Warning", Text(warning, style="yellow", overflow="fold")) for warning in found.warnings]
@@ -274,11 +288,13 @@ def _file(found: Result) -> str:
     return f"{found.output} ({took})" if found.output else f"none written ({took})"
 
 
-def proofs(candidate: Path, found: Sequence[Proof], wanting: Sequence[str]) -> RenderableType:
-    """What `validate` found, provider by provider."""
+def proofs(
+    candidate: Path, found: Sequence[Proof], contract: Contract | None, wanting: Sequence[str]
+) -> RenderableType:
+    """What `validate` found, provider by provider; `contract` is what accuracy was judged by."""
     parts: list[RenderableType] = []
     for proof in found:
-        rows = [*_proof_rows(proof), ("Data", proof.data)]
+        rows = [*_score(proof, contract), *_proof_rows(proof), ("Data", proof.data)]
         head = _title(f"{candidate.name} on {_conditions(proof)}")
         parts += [head, "", _before_and_after(proof), "", _accuracy(proof.outputs), "", _sheet(rows), ""]
     if not wanting:

@@ -7,6 +7,7 @@ if __name__ != "onnxq.passes":
         f"Import this package as onnxq.passes, not as {__name__}: a second copy of every class would load."
     )
 
+from onnxq.passes.balance import Balance
 from onnxq.passes.bound_masks import BoundMasks
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fold_integer import FoldInteger
@@ -29,6 +30,9 @@ NORMALIZE: tuple[Pass, ...] = (
 )
 """What every model goes through before anybody decides about it."""
 
+BALANCE: tuple[Pass, ...] = (Balance(),)
+"""What the ranges of a plan are collected after: channels that share a scale are made alike."""
+
 QUANTIZE: tuple[Pass, ...] = (
     BoundMasks(),
     QuantizeEmbeddings(),
@@ -45,6 +49,6 @@ FOLD: tuple[Pass, ...] = (
 )
 """From Q/DQ to the operators that the target runs."""
 
-PIPELINES = {"normalize": NORMALIZE, "quantize": QUANTIZE, "fold": FOLD}
+PIPELINES = {"normalize": NORMALIZE, "balance": BALANCE, "quantize": QUANTIZE, "fold": FOLD}
 
-__all__ = ["FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE"]
+__all__ = ["BALANCE", "FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE"]

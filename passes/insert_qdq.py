@@ -9,21 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxq.graph import Array, Graph, Node, Tensor, weight
-from onnxq.layers import Layer, layer_of
-from onnxq.numerics.affine import (
-    QuantizedWeight,
-    dequantize,
-    quantize,
-    quantize_bias,
-    quantize_weight,
-    safe_weight_scale,
-)
-from onnxq.numerics.bias import mean_error
+from onnxq.layers import Layer, layer_of, weight_axis
+from onnxq.numerics.affine import QuantizedWeight, quantize, quantize_bias, safe_weight_scale
 from onnxq.numerics.formats import FORMATS, INT32
 from onnxq.pipeline import Context, Lossy, Promise
 from onnxq.plan import Plan, TensorPlan, Treatment
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
+from onnxq.weights import corrected_bias, rounded_weight
 
 
 @dataclass(frozen=True)
@@ -120,34 +113,20 @@ class Insertion:
         node, plan = layer.node, self.plan
         axis = weight_axis(node) if plan.nodes[node.name].per_channel else None
         settings, values = plan.recipe.weight, weight(layer.weight)
-        form = FORMATS[settings.format]
-        found = quantize_weight(values, form, axis=axis, symmetric=settings.symmetric)
-        bias = self.corrected_bias(layer, values, found, axis)
+        found = rounded_weight(layer, settings, plan.nodes[node.name].per_channel)
+        bias = corrected_bias(layer, found, plan.tensors[layer.data.name].means)
         input_scale = np.float32(plan.tensors[layer.data.name].scale)
         # the runtime folds Q/DQ around a Gemm only with an integer bias; our own folding takes either
         integer = returns_integers or (node.op == "Gemm" and plan.recipe.format == "qdq")
         if bias is not None and integer and node.op != "MatMul":
             safe = safe_weight_scale(bias, input_scale, found.scale, values.size // max(found.scale.size, 1))
             if not np.array_equal(safe, found.scale):
-                raised = quantize(values, safe, found.zero_point, form, axis)
+                raised = quantize(values, safe, found.zero_point, FORMATS[settings.format], axis)
                 found = QuantizedWeight(raised, safe, found.zero_point)
             self.set_bias(layer, self.dequantized_bias(layer, bias, input_scale, found.scale))
         elif bias is not None and (layer.bias is None or not np.array_equal(bias, weight(layer.bias).reshape(-1))):
             self.set_bias(layer, self.graph.constant(f"{node.name}_bias_corrected", bias))
         node.inputs[1] = self.stored_weight(layer.weight, axis, found)
-
-    def corrected_bias(self, layer: Layer, values: Array, found: QuantizedWeight, axis: int | None) -> Array | None:
-        """The bias in floats, less the mean error that the rounded weight makes; None where there is no bias."""
-        node, means = layer.node, np.asarray(self.plan.tensors[layer.data.name].means)
-        bias = None if layer.bias is None else weight(layer.bias).reshape(-1)
-        by_rows = node.op == "Conv" or bool(node.attrs.get("transB", 0))
-        groups = int(node.attrs.get("group", 1))
-        inputs = values.shape[1] * groups if by_rows else values.shape[0]
-        if means.shape != (inputs,) or (bias is None and node.op == "MatMul"):
-            return bias
-        rounded = dequantize(found.values, found.scale, found.zero_point, axis)
-        error = mean_error(rounded, values, means, groups) if by_rows else mean_error(rounded.T, values.T, means)
-        return ((0.0 if bias is None else bias) - error).astype(np.float32)
 
     def set_bias(self, layer: Layer, bias: Tensor) -> None:
         """Let the layer add this bias: its own input, or that of the Add behind a MatMul."""
@@ -189,10 +168,3 @@ class Insertion:
         attributes: dict[str, Any] = {"axis": 0} if np.ndim(scale) else {}
         graph.add("DequantizeLinear", inputs, [output], name=f"{name}_dequantize", **attributes)
         return output
-
-
-def weight_axis(node: Node) -> int:
-    """Where the output channels of a layer's weight lie."""
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return 0 if node.op == "Conv" else len(node.inputs[1].shape or ()) - 1

@@ -343,6 +343,7 @@ def test_a_folder_that_may_not_be_written(refused: Refused, model: Path, data: P
         ("colour = 3\n", ("colour", "Unknown key")),
         ("[activation]\nrounding = 1\n", ("activation.rounding", "Unknown key")),
         ('mode = "int4"\n', ("mode", "int4")),
+        ("[contract]\nspeed = 2\n", ("contract.speed", "Unknown key", "min_speedup")),
         ("[weight]\nblock_size = 48\n", ("weight.block_size", "48")),
         ("mode = = 3\n", ("recipe.toml", "TOML")),
         ("\ud800", ("recipe.toml", "TOML")),
@@ -376,6 +377,15 @@ def test_a_recipe_that_is_not_there(refused: Refused, model: Path) -> None:
         (["--memory", "lots"], ("--memory", "lots", "500MB")),
         (["--memory", "0"], ("--memory", "500MB")),
         (["--memory", "-5MB"], ("--memory", "-5MB")),
+        (["--metric", "top5"], ("top5", "agreement", "MODULE:FUNCTION")),
+        (["--metric", "top1"], ("top1", "labels", "data.npz")),
+        (["--metric", "absent_module:f"], ("absent_module:f", "ModuleNotFoundError")),
+        (["--metric", "json:absent"], ("json", "no function 'absent'")),
+        (["--max-drop", "lots"], ("max_drop", "lots", "0.5%")),
+        (["--max-drop", "1"], ("max_drop", "1 % or 100 %")),
+        (["--min-speedup", "-1"], ("min_speedup", "-1")),
+        (["--max-size", "big"], ("max_size", "big", "500MB")),
+        (["--max-drop", "1%", "--no-validate"], ("--no-validate", "contract")),
         (["--samples", "0"], ("--samples", "onnxq optimize --help")),
         (["--samples", "many"], ("--samples", "onnxq optimize --help")),
         (["--threads", "-1"], ("--threads", "onnxq optimize --help")),
@@ -453,7 +463,8 @@ def test_a_plan_that_is_no_plan(refused: Refused, model: Path, tmp_path: Path) -
 
 
 def test_a_plan_and_a_recipe(refused: Refused, model: Path, plan: Path) -> None:
-    for words in (["--recipe", "auto"], ["--range", "mse"], ["--keep-float", "one"], ["--per-tensor"]):
+    flags = (["--recipe", "auto"], ["--range", "mse"], ["--keep-float", "one"], ["--per-tensor"], ["--max-drop", "1%"])
+    for words in flags:
         refused("optimize", model, "--plan", plan, *words, says=("--plan", "recipe"))
 
 
@@ -510,3 +521,17 @@ def test_agreement_needs_a_classifier(refused: Refused, data: Path, tmp_path: Pa
     change(one, lambda m: m.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.ones((16, 1), np.float32), "w")))
     words = ("--seconds", 0, "--min-agreement", 0.9)
     refused("validate", one, one, "--data", data, *words, says=("--min-agreement", "--min-cosine"))
+
+
+def test_a_drop_needs_real_data(refused: Refused, model: Path) -> None:
+    words = ("--data", "random", "--seconds", 0, "--max-drop", "1%")
+    refused("validate", model, model, *words, says=("--max-drop", "real data"))
+
+
+def test_a_metric_that_does_not_fit(refused: Refused, model: Path, data: Path) -> None:
+    words = ("--data", data, "--seconds", 0, "--metric")
+    says = ("perplexity", "[batch, length] of tokens", "y float32[8, 4]")
+    refused("validate", model, model, *words, "perplexity", says=says)
+    refused("validate", model, model, *words, "top1", says=("labels",))
+    refused("validate", model, model, *words, "math:fsum", says=("math:fsum", "TypeError"))
+    refused("optimize", model, *words, "perplexity", says=("perplexity", "[batch, length] of tokens"))

@@ -144,6 +144,29 @@ def test_an_option_shows_in_the_result(
     assert found == value
 
 
+def test_contract_flags_show_in_the_recipe_of_the_plan(onnxq: Command, model: Path, data: Path) -> None:
+    words = ("--metric", "cosine", "--max-drop", "50%", "--min-speedup", 0, "--max-size", "500KB", "--seconds", 0)
+    done = onnxq("optimize", model, "--data", data, *words, "--json")
+    assert done.json["plan"]["recipe"]["contract"] == {
+        "metric": "cosine",
+        "max_drop": 0.5,
+        "min_speedup": 0.0,
+        "max_size": 500_000,
+    }
+    score = done.json["proof"]["score"]
+    assert (score["metric"], score["output"], score["samples"]) == ("cosine", "y", 6)
+    assert 0 < score["drop"] < 0.01
+    assert "The mean cosine of output 'y' to the float model's is" in done.err
+    assert "(limit 50)" in done.err
+
+
+def test_contract_flags_override_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('[contract]\nmetric = "kl"\nmax_drop = "2%"\n')
+    wish = flags.make_wish(str(file), {"contract": {"metric": None, "max_drop": "3%", "max_size": "30%"}})
+    assert wish.contract == recipe.Contract(metric="kl", max_drop=0.03, max_size="30%")
+
+
 @pytest.mark.parametrize("rule", [r for r in get_args(recipe.RangeRule) if r != "auto"])
 def test_range_rules(onnxq: Command, model: Path, data: Path, rule: str) -> None:
     plan = onnxq("optimize", model, "--data", data, "--range", rule, *FAST).json["plan"]
@@ -370,6 +393,37 @@ def test_validate_below_a_threshold(
     assert reason in done.json["reasons"][0]
     assert reason in done.err
     assert done.json["proofs"][0].keys() == set(Proof.model_fields)
+
+
+def test_validate_judges_the_drop_that_is_asked_for(
+    onnxq: Command, pair: tuple[Path, Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("validate", *pair, "--data", data, "--seconds", 0)
+    done = onnxq(*words, "--metric", "sqnr", "--max-drop", "0%", "--json")
+    assert (done.code, done.json["passed"]) == (1, False)
+    (reason,) = done.json["reasons"]
+    assert reason.startswith("On CPUExecutionProvider: The noise of output 'y' is ")
+    assert reason.endswith("% of its signal (limit 0).")
+    assert "(limit 0)" in done.err
+    passed = onnxq(*words, "--metric", "sqnr", "--max-drop", "50%")
+    assert passed.code == 0
+    assert "The noise of output 'y'" in passed.out
+    assert "(limit 50)" in passed.out
+    unjudged = onnxq(*words, "--metric", "kl")
+    assert unjudged.code == 0
+    assert "nats." in unjudged.out
+    assert "limit" not in unjudged.out
+
+
+def test_validate_with_a_function_of_the_users(
+    onnxq: Command, pair: tuple[Path, Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text("def size(outputs, feeds, labels): return len(outputs['y']) - len(feeds['x']) + 2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    done = onnxq("validate", *pair, "--data", data, "--seconds", 0, "--metric", "own:size", "--json", "--quiet")
+    score = done.json["proofs"][0]["score"]
+    assert (score["metric"], score["float_value"], score["value"], score["drop"]) == ("own:size", 2, 2, 0)
 
 
 def test_validate_finds_new_infinities(onnxq: Command, model: Path, data: Path, tmp_path: Path) -> None:

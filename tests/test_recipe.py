@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from onnxq.errors import RecipeError
-from onnxq.recipe import Activation, Override, Recipe, make_recipe, read_recipe
+from onnxq.recipe import Activation, Contract, Override, Recipe, make_recipe, read_recipe
 
 
 def write(folder: Path, text: str) -> Path:
@@ -35,6 +35,11 @@ def test_a_file_is_read(tmp_path: Path) -> None:
             percent = 99.9
             [weight]
             per_channel = false
+            [contract]
+            metric = "kl"
+            max_drop = "2%"
+            min_speedup = 2
+            max_size = "30%"
             [nodes."/head/*"]
             quantize = false
             [nodes.Gemm]
@@ -47,6 +52,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         format="qdq",
         activation=Activation(range="percentile", percent=99.9),
         weight=Recipe().weight.model_copy(update={"per_channel": False}),
+        contract=Contract(metric="kl", max_drop=0.02, min_speedup=2.0, max_size="30%"),
         nodes={"/head/*": Override(quantize=False), "Gemm": Override(range="minmax")},
     )
 

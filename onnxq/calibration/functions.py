@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,20 @@ def from_function(name: str, inputs: Sequence[TensorSpec]) -> Source:
         DataError: there is no such function, it fails, or it returns something else.
     """
     title = f"python:{name}"
-    module, colon, function = name.rpartition(":")
-    if not colon or not module or not function:
-        raise DataError(f"{title} names no function. Write python:MODULE:FUNCTION.")
-    with _current_folder(), blamed(title):
-        target = importlib.import_module(module)
-        if not callable(call := getattr(target, function, None)):
-            raise DataError(f"{title}: module {module!r} has no function {function!r}. Write python:MODULE:FUNCTION.")
+    with current_folder(), blamed(title):
+        call = find_function(name, title)
         return from_values(call(tuple(inputs)) if _requires_argument(call) else call(), inputs, title)
+
+
+def find_function(name: str, title: str) -> Callable[..., Any]:
+    """The function `module:function`; `title` is what errors call it. Raises DataError, or what the import raises."""
+    module, _, function = name.rpartition(":")
+    if not module or not function:
+        raise DataError(f"{title} names no function. Write python:MODULE:FUNCTION.")
+    found: Callable[..., Any] | None = getattr(importlib.import_module(module), function, None)
+    if found is None or not callable(found):
+        raise DataError(f"{title}: module {module!r} has no function {function!r}. Write python:MODULE:FUNCTION.")
+    return found
 
 
 def _requires_argument(function: Any) -> bool:
@@ -89,7 +95,7 @@ def _requires_argument(function: Any) -> bool:
 
 
 @contextmanager
-def _current_folder() -> Iterator[None]:
+def current_folder() -> Iterator[None]:
     """Let modules of the current folder be imported, as `python -m` does and an installed command does not."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)

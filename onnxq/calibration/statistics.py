@@ -2,7 +2,8 @@
 
 `of(x)` makes one from an array and `+` joins two. `MinMax` and `Histogram` depend only on which values were
 seen, bit for bit, and not on how these were split, ordered or spread over workers. `MovingAverage` depends on
-the order of the batches by its nature; there `+` joins a run with the run that came after it.
+the order of the batches by its nature; there `+` joins a run with the run that came after it. `Gram` depends on
+it by the rounding of its float64 sums alone.
 
 A statistic made without arguments has seen nothing, and adds nothing. Values that are not finite never enter a
 range; they are counted, so that a report can name their tensor. `to_arrays` and `from_arrays` are for saving.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any, Self
 
 import numpy as np
@@ -34,6 +36,9 @@ CHUNK = 32768
 
 STEPS = 2**20
 """Steps of a `ChannelSum` in 1."""
+
+ROWS = 4096
+"""Rows that a `Gram` widens to float64 and multiplies at a time."""
 
 LARGEST_SUMMAND = 2.0**15
 """Larger values would make a float64 sum of steps inexact."""
@@ -308,6 +313,64 @@ class ChannelSum:
     def from_arrays(cls, arrays: Arrays) -> Self:
         """Undo `to_arrays`."""
         return cls(arrays["total"], int(arrays["count"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """Which inputs of a layer go together: the sum of x^T x over its rows x. Added up in float64, to rounding.
+
+    Attributes:
+        rows: how many rows were seen, without those that hold a NaN or an infinity.
+        total: (inputs, inputs), symmetric; () where nothing was seen.
+    """
+
+    rows: int = 0
+    total: Float64Array = field(default_factory=partial(np.zeros, ()))
+
+    @classmethod
+    def of(cls, x: ArrayLike) -> Self:
+        """From an array (..., inputs), of which every axis but the last counts rows.
+
+        Raises:
+            ValueError: x is a single number.
+        """
+        values = _real(x)
+        if values.ndim == 0:
+            raise ValueError("a single number is no row of inputs. Give an array (..., inputs).")
+        rows = values.reshape(prod(values.shape[:-1]), values.shape[-1])
+        finite = np.isfinite(rows).all(axis=1)
+        rows = rows if finite.all() else rows[finite]
+        total = np.zeros(2 * rows.shape[1:])
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS].astype(np.float64)
+            total += part.T @ part
+        return cls(len(rows), total)
+
+    def __add__(self, other: Self) -> Self:
+        """Both together.
+
+        Raises:
+            ValueError: the inputs differ in number.
+        """
+        if 0 in (self.rows, other.rows):
+            return self if other.rows == 0 else other
+        if self.total.shape != other.total.shape:
+            raise ValueError(f"{len(self.total)} and {len(other.total)} inputs do not add up. Give those of one layer.")
+        return type(self)(self.rows + other.rows, self.total + other.total)
+
+    @property
+    def mean_square(self) -> Float64Array | None:
+        """Mean square of each input, its importance; None where nothing was seen."""
+        return self.total.diagonal() / self.rows if self.rows else None
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Every field, as an array."""
+        return {"rows": np.asarray(self.rows), "total": self.total}
+
+    @classmethod
+    def from_arrays(cls, arrays: Arrays) -> Self:
+        """Undo `to_arrays`."""
+        return cls(int(arrays["rows"]), arrays["total"])
 
 
 def _real(x: ArrayLike) -> Real:

@@ -92,15 +92,15 @@ def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike) -> float:
     return float(max(total, 0.0) / (p_logits.size // p_logits.shape[-1]))
 
 
-def perplexity(logits: ArrayLike, tokens: ArrayLike) -> float:
-    """exp of the mean negative log-likelihood of each token after the first, as a causal model predicts it.
+def token_losses(logits: ArrayLike, tokens: ArrayLike) -> Float64Array:
+    """Negative log-likelihood in nats of each token after the first, as a causal model predicts it.
 
     Args:
         logits: (..., length, vocabulary); logits at position t predict the token at t + 1.
         tokens: (..., length), integers.
 
     Returns:
-        At least 1; inf where a token has no probability, or a row has a NaN, a +inf or nothing but -inf.
+        (..., length - 1); inf where a token has no probability, or a row has a NaN, a +inf or nothing but -inf.
 
     Raises:
         ValueError: the shapes do not fit, a token is outside the vocabulary, or there is no second token.
@@ -113,12 +113,17 @@ def perplexity(logits: ArrayLike, tokens: ArrayLike) -> float:
         raise ValueError(f"tokens {tokens.shape} leave nothing to predict. Give at least two per text.")
     if targets.min() < 0 or targets.max() >= logits.shape[-1]:
         raise ValueError(f"tokens {targets.min()}..{targets.max()} leave the vocabulary of {logits.shape[-1]}.")
-    total = 0.0
-    for start, rows in enumerate(_log_softmax(logits[..., :-1, :])):
-        chosen = targets[start * ROWS : start * ROWS + len(rows)]
-        total += float(np.sum(rows[np.arange(len(rows)), chosen]))
+    losses = np.empty(targets.size)
+    for block, rows in enumerate(_log_softmax(logits[..., :-1, :])):
+        place = slice(block * ROWS, block * ROWS + len(rows))
+        losses[place] = -rows[np.arange(len(rows)), targets[place]]
+    return np.where(np.isnan(losses), np.inf, losses).reshape(tokens[..., 1:].shape)
+
+
+def perplexity(logits: ArrayLike, tokens: ArrayLike) -> float:
+    """exp of the mean of `token_losses`: at least 1, perhaps inf. Takes and raises the same."""
     with np.errstate(over="ignore"):
-        return np.inf if np.isnan(total) else float(np.exp(-total / targets.size))
+        return float(np.exp(np.mean(token_losses(logits, tokens))))
 
 
 def _same_shape(reference: ArrayLike, value: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.generic]]:

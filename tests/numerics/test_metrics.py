@@ -15,6 +15,7 @@ from onnxq.numerics.metrics import (
     max_abs_error,
     perplexity,
     sqnr_db,
+    token_losses,
 )
 
 inf, nan = np.inf, np.nan
@@ -117,6 +118,15 @@ def test_perplexity_predicts_the_next_token() -> None:
     logits, tokens = rng.normal(size=(3, 50, 9)), rng.integers(0, 9, (3, 50))
     chosen = np.take_along_axis(softmax(logits)[:, :-1], tokens[:, 1:, None], -1)
     assert perplexity(logits, tokens) == pytest.approx(np.exp(-np.log(chosen).mean()))
+
+
+def test_losses_of_tokens_keep_their_places() -> None:
+    """150 rows are more than are widened at a time."""
+    random = np.random.default_rng(0)
+    logits, tokens = random.standard_normal((3, 50, 7)), random.integers(0, 7, (3, 50))
+    likely = np.log(softmax(logits))
+    expected = [[-likely[text, place - 1, tokens[text, place]] for place in range(1, 50)] for text in range(3)]
+    np.testing.assert_allclose(token_losses(logits, tokens), expected)
 
 
 def test_perplexity_edges() -> None:

@@ -1,0 +1,122 @@
+"""Whether a quantized model keeps to its contract: accuracy, speed and size, each in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from onnxq.plan import Record
+
+if TYPE_CHECKING:
+    from onnxq.metric import Score
+    from onnxq.proof import Proof
+    from onnxq.recipe import Contract
+
+CLEARLY_SLOWER = 0.95
+"""A speed-up below this is no noise of the measurement."""
+
+SENTENCES: Mapping[str, str] = {
+    "top1": "Top-1 accuracy of output '{output}' {falls} by {drop} points, from {before} % to {after} %",
+    "agreement": "Output '{output}' decides otherwise than the float model in {drop} % of cases",
+    "cosine": "The mean cosine of output '{output}' to the float model's is {drop} % below 1",
+    "sqnr": "The noise of output '{output}' is {drop} % of its signal",
+    "kl": "The probabilities of output '{output}' diverge by {drop} nats",
+    "perplexity": "The perplexity of output '{output}' {grows} by {drop} %, from {before} to {after}",
+}
+OWN_SENTENCE = "'{metric}' {falls} by {drop} %, from {before} to {after}"
+
+
+class Verdict(Record):
+    """Whether a contract holds.
+
+    Attributes:
+        holds: whether it does.
+        reasons: one sentence for each limit that is broken.
+        notes: what could not be judged, or not for sure.
+    """
+
+    holds: bool
+    reasons: list[str] = []
+    notes: list[str] = []
+
+
+def judge(contract: Contract, proof: Proof, random: bool) -> Verdict:
+    """Hold a proof against a contract.
+
+    Args:
+        contract: the limits.
+        proof: what was measured.
+        random: whether it was measured on made-up data: then nothing is said about accuracy.
+    """
+    broken, notes = [], []
+    if random or proof.score is None:
+        why = "the data is random. Give --data" if random else "no output holds numbers. Compare the outputs yourself"
+        notes.append(f"The accuracy was not judged: {why}.")
+    else:
+        broken += [] if keeps(proof.score, contract) else [f"{beside_limit(proof.score, contract)}."]
+        notes += _doubts(proof.score, contract)
+    reasons = [reason for reason in (*broken, _too_slow(contract, proof), _too_large(contract, proof)) if reason]
+    return Verdict(holds=not reasons, reasons=reasons, notes=notes)
+
+
+def keeps(score: Score, contract: Contract) -> bool:
+    """Whether a drop is allowed; a limit of 1 % allows one sample in a hundred, however that is rounded."""
+    return score.drop <= contract.limit(score.metric) + 1e-12
+
+
+def beside_limit(score: Score, contract: Contract) -> str:
+    """What the quantized model loses and how much of it is allowed, without a full stop."""
+    return f"{sentence(score)} (limit {_number(_factor(score) * contract.limit(score.metric))})"
+
+
+def sentence(score: Score) -> str:
+    """What the quantized model loses, without a full stop."""
+    shown = 100 if score.metric == "top1" else 1  # shares in percent, perplexities and scores as they are
+    return SENTENCES.get(score.metric, OWN_SENTENCE).format(
+        metric=score.metric,
+        output=score.output,
+        drop=_number(abs(_factor(score) * score.drop)),
+        falls="drops" if score.drop >= 0 else "rises",
+        grows="grows" if score.drop >= 0 else "falls",
+        before=_value(score.float_value, shown),
+        after=_value(score.value, shown),
+    )
+
+
+def _factor(score: Score) -> int:
+    """Drops are printed in percent, but for nats."""
+    return 1 if score.metric == "kl" else 100
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) >= 1e-6 else "0"
+
+
+def _value(value: float | None, factor: int) -> str:
+    return "no bound" if value is None else f"{factor * value:.4g}"
+
+
+def _doubts(score: Score, contract: Contract) -> list[str]:
+    """Whether the limit lies within two standard errors of the drop, so that other samples may decide otherwise."""
+    error = score.standard_error
+    if error is None or abs(score.drop - contract.limit(score.metric)) >= 2 * error:
+        return []
+    return [
+        f"{score.samples} samples do not settle the accuracy: the standard error of the drop is {_number(100 * error)} "
+        f"{'points' if score.metric == 'top1' else '%'}, and the limit is near. Give more data."
+    ]
+
+
+def _too_slow(contract: Contract, proof: Proof) -> str:
+    asked = contract.min_speedup
+    if proof.speedup >= asked:
+        return ""
+    return f"{proof.speedup:.3g} times the float model's speed, below the {asked:g} that --min-speedup asks for."
+
+
+def _too_large(contract: Contract, proof: Proof) -> str:
+    most = contract.most_bytes(proof.size_float)
+    if most is None or proof.size <= most:
+        return ""
+    share = f" ({contract.max_size} of the float model)" if isinstance(contract.max_size, str) else ""
+    return f"The model takes {proof.size:,} bytes, more than the {most:,}{share} that --max-size allows."

@@ -1,0 +1,45 @@
+"""How to go about it, as opposed to what is asked for (`Recipe`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxq import runtime
+from onnxq.calibration.collect import Progress, silent
+from onnxq.memo import Memo, default_folder
+
+
+def _default_memo() -> Memo:
+    return Memo(default_folder())
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to go about it; none of these changes what is asked for.
+
+    Attributes:
+        samples: how many samples calibrate at most.
+        threads: threads of the runtime; 0 is its own choice.
+        batch: samples in the batch whose latency is measured.
+        seconds: time for the latency measurement.
+        memory: bytes that the activations of one calibration batch may take; None is no limit.
+        check: whether to validate; without it nothing is proven.
+        force: write the model even where validation rejects it.
+        keep_best: where to put the best model that was found, should none keep the contract; None: nowhere.
+        providers: execution providers that validate; the first one is timed.
+        memo: what was measured before: interrupted work goes on where it stopped, and later runs decide alike.
+        progress: told what is going on.
+    """
+
+    samples: int = 128
+    threads: int = 1
+    batch: int = 1
+    seconds: float = 3.0
+    memory: int | None = None
+    check: bool = True
+    force: bool = False
+    keep_best: Path | None = None
+    providers: tuple[str, ...] = (runtime.CPU,)
+    memo: Memo = field(default_factory=_default_memo)
+    progress: Progress = silent

@@ -1,0 +1,265 @@
+"""From a prepared graph and data to plans: ranges, balanced channels, and the form of every layer.
+
+place ── collect ── balance ── ranges ─┬─ static: spare the worst layers
+                                       └─ mixed: measure noise and cost of each form; choose, from bold to cautious
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onnxq.build import Build, Nothing, already_quantized, fold_existing, follow_plan, place_graph, prepare
+from onnxq.calibration.collect import Statistics, collect, load_statistics, non_finite
+from onnxq.calibration.data import Data
+from onnxq.channels import divided
+from onnxq.decision import Range, decide
+from onnxq.graph import Graph
+from onnxq.memo import Memo
+from onnxq.options import Options
+from onnxq.passes import BALANCE
+from onnxq.pipeline import Context, run
+from onnxq.placement import Placement, place_linear
+from onnxq.plan import BalancePlan, Plan, Treatment
+from onnxq.recipe import RangeRule, Recipe
+from onnxq.search.balance import find_balance, sites
+from onnxq.search.cost import Costs, measure_costs
+from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
+from onnxq.search.mix import BUDGETS, USUAL, Table, mixtures
+from onnxq.search.reach import best_ranges
+from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, Noise, noise_meter, worst_layers
+from onnxq.search.stopwatch import Stopwatch
+from onnxq.spec import Fact, has_qdq
+
+RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
+"""What `range = "auto"` tries for all tensors alike, in the order of preference."""
+
+CLEARLY_LESS = 0.9
+"""Something replaces an earlier choice where it leaves less than this share of its noise (half a decibel)."""
+
+
+@dataclass
+class Planning:
+    """A model on the way to its plan.
+
+    Attributes:
+        build: the model; its graph is replaced where channels are balanced.
+        placement: what could run on integers.
+        statistics: of the tensors that need a range.
+        data: what to measure on; None where there are only statistics, or nothing.
+        threads: threads of the runtime.
+        memory: bytes that the activations of one batch may take.
+        memo: what was measured before.
+        chosen: ranges that were found tensor by tensor.
+        balance: factors of tensors that were balanced.
+        original: the graph before that, which noise is measured against.
+    """
+
+    build: Build
+    placement: Placement
+    statistics: Statistics
+    data: Data | None
+    threads: int = 1
+    memory: int | None = None
+    memo: Memo = field(default_factory=Memo)
+    chosen: Mapping[str, Range] = field(default_factory=dict)
+    balance: dict[str, BalancePlan] = field(default_factory=dict)
+    original: Graph | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was asked for."""
+        return self.build.recipe
+
+    def plan(self, rule: RangeRule | None = None, placement: Placement | None = None) -> Plan:
+        """The plan by a rule for ranges (the recipe's if left out)."""
+        recipe = self.recipe if rule is None else by_rule(self.recipe, rule)
+        target = self.build.context.target
+        made = decide(placement or self.placement, self.statistics, recipe, target, self.chosen)
+        return made.model_copy(update={"balance": self.balance})
+
+    def meter(self, samples: int) -> Noise:
+        """What plans cost at the outputs, beside the graph as it was before its channels were balanced."""
+        assert self.data is not None
+        return noise_meter(self.build.graph, self.build.context, self.data, samples, self.original)
+
+
+def plan_model(
+    build: Build, plan: Plan | None, data: Data | None, statistics: Sequence[Path], options: Options
+) -> list[Plan]:
+    """Plans in the order in which they are worth trying; none for a model that brings scales of its own.
+
+    Raises:
+        Nothing: the model is best left alone.
+    """
+    reason = already_quantized(build.graph)
+    if reason is not None:
+        raise Nothing(reason)
+    if has_qdq(build.graph):
+        fold_existing(build)
+        return []
+    if plan is not None:
+        follow_plan(build, plan)
+        return [plan]
+    resolved = build.recipe.model_copy(update={"mode": build.mode})
+    plans = make_plans(build, data, statistics, options)
+    return [
+        plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"mode": resolved.mode})}) for plan in plans
+    ]
+
+
+def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], options: Options) -> list[Plan]:
+    """Decide: from files of statistics, from data, or without either where the mode needs none."""
+    placement = prepare(build)
+    found: Statistics = {}
+    if placement.tensors or placement.sums:
+        if statistics:
+            found = load_statistics(statistics)
+        elif data is not None:
+            found = calibrate_graph(build, placement, data, options.threads, options.memory)
+    work = Planning(build, placement, found, data, options.threads, options.memory, options.memo)
+    with build.stage("plan"):
+        plan = work.plan()
+    if data is None or not plan.tensors:
+        return [plan]
+    with build.stage("search"):
+        if build.recipe.balance:
+            balance_channels(work)
+        if build.recipe.activation.range == "auto":
+            plan = choose_rule(work)
+        if build.mode == "mixed-int8":
+            return mixed_plans(work, plan)
+        return [spare_worst(work, plan) if build.recipe.least_sqnr else plan]
+
+
+def calibrate_graph(build: Build, placement: Placement, data: Data, threads: int, memory: int | None) -> Statistics:
+    """Statistics of every tensor that the placement needs a range for."""
+    sums = {name for pair in placement.sums.values() for name in pair}
+    names = sorted({*placement.tensors, *placement.tensors.values(), *sums} - set(placement.fixed))
+    with build.stage("calibrate"):
+        found = collect(build.graph, names, data, threads=threads, memory=memory, progress=build.progress)
+    for name, count in non_finite(found, without=sums).items():
+        build.warnings.append(f"Tensor '{name}' was NaN or infinite {count} times in calibration; these were left out.")
+    return found
+
+
+def balance_channels(work: Planning) -> None:
+    """Rescale channels where that leaves less noise, and measure whether it did."""
+    build, data = work.build, work.data
+    assert data is not None
+    static = {name for name, plan in work.placement.nodes.items() if plan.treatment is Treatment.STATIC}
+    made = {tensor.name for node in build.graph.nodes if node.name in static for tensor in node.outputs}
+    found = sites(build.graph, work.statistics, static, made)
+    if not found:
+        return
+    plain = work.plan("mse")
+    shares = layer_shares(build.graph, build.context.target, plain, data, SAMPLES, build.progress)
+    balance = find_balance(build.graph, found, data, work.recipe, shares, build.progress)
+    if not balance:
+        return
+    trial = plain.model_copy(update={"balance": balance})
+    context, given = Context(build.context.target, trial), frozenset({Fact.NAMED, Fact.NORMAL})
+    outcome = run(BALANCE, build.graph, context, given)
+    other = Planning(
+        build.beside(outcome.graph), work.placement, {}, data, work.threads, work.memory, work.memo,
+        balance=balance, original=build.graph,
+    )  # fmt: skip
+    other.placement = place_graph(other.build)
+    other.statistics = calibrate_graph(other.build, other.placement, data, work.threads, work.memory)
+    if other.meter(SAMPLES)(other.plan("mse")) < CLEARLY_LESS * work.meter(SAMPLES)(plain):
+        build.factors = divided(build.graph, balance)
+        build.adopt(outcome)
+        work.placement, work.statistics = other.placement, other.statistics
+        work.original, work.balance = other.original, balance
+
+
+def choose_rule(work: Planning) -> Plan:
+    """The plan by the rule that leaves the least noise at the outputs: one for all tensors, or the best for each."""
+    assert work.data is not None
+    build, measure = work.build, work.meter(RULE_SAMPLES)
+    best, least = work.plan("mse"), math.inf
+    for done, rule in enumerate(RULES, 1):
+        plan = work.plan(rule)
+        noise = measure(plan)
+        if noise < CLEARLY_LESS * least:
+            least, best = noise, plan
+        build.progress("rules", done, len(RULES))
+    uniform = best.recipe.activation.range
+    single = {name for name, node in work.placement.asked.items() if build.recipe.override(node.name, node.op).range}
+    work.chosen = {
+        name: ends
+        for name, ends in best_ranges(
+            build.graph, work.placement.tensors, work.statistics, work.data, work.recipe, build.progress
+        ).items()
+        if name not in single and name not in work.placement.fixed
+    }
+    plan = work.plan(uniform)
+    if measure(plan) < CLEARLY_LESS * least:
+        best = plan
+    else:
+        work.chosen = {}
+    return best
+
+
+def by_rule(recipe: Recipe, rule: RangeRule) -> Recipe:
+    """The recipe with another range rule."""
+    return recipe.model_copy(update={"activation": recipe.activation.model_copy(update={"range": rule})})
+
+
+def spare_worst(work: Planning, plan: Plan) -> Plan:
+    """Leave the layers in float that cause most of the noise, where the outputs keep less than the recipe wants."""
+    assert work.data is not None
+    build, wanted = work.build, work.recipe.least_sqnr
+    measure = work.meter(SAMPLES)
+    before, budget = measure(plan), 10 ** (-wanted / 10)
+    if before <= budget:
+        return plan
+    noise = layer_shares(build.graph, build.context.target, plan, work.data, SAMPLES, build.progress)
+    reasons = {
+        name: f"In integers it alone costs too much: the outputs keep {decibels(noise[name]):.1f} dB over its noise."
+        for name in worst_layers(noise, budget)
+    }
+    spared = work.plan(plan.recipe.activation.range, place_graph(build, reasons))
+    after = measure(spared)
+    if min(after, before) > budget:
+        build.warnings.append(
+            f"The outputs keep {decibels(min(after, before)):.1f} dB over the quantization noise; "
+            f"the recipe asks for {wanted:g} (least_sqnr)."
+        )
+    return spared if after < before else plan
+
+
+def mixed_plans(work: Planning, static: Plan) -> list[Plan]:
+    """Plans that give each layer the form that pays: static, dynamic or float."""
+    assert work.data is not None
+    build, boldest = work.build, USUAL if work.recipe.contract.max_drop is None else BUDGETS[0]
+    forms = Forms(build.graph, build.context.target, static)
+    plans = []
+    for mixture in mixtures(Table(forms, *measure_forms(work, forms)), boldest):
+        reasons = {name: plan.reason for name, plan in mixture.nodes.items()}
+        placement = place_graph(build, reasons)
+        dynamic = {name: plan for name, plan in mixture.nodes.items() if plan.treatment is Treatment.DYNAMIC}
+        placement.nodes.update(dynamic)
+        plans.append(work.plan(static.recipe.activation.range, placement))
+    return plans
+
+
+def measure_forms(work: Planning, forms: Forms) -> tuple[dict[str, float], Costs]:
+    """Noise of each form of each layer, and microseconds of everything that can take a form."""
+    build, data = work.build, work.data
+    assert data is not None
+    shares = forms.shares((STATIC, DYNAMIC), data, SAMPLES, build.progress)
+    linear = place_linear(build.graph, work.recipe, Treatment.DYNAMIC)
+    dynamic = decide(linear, {}, work.recipe, build.context.target)
+    names = [name for name, plan in forms.plan.nodes.items() if plan.treatment is Treatment.STATIC]
+    watch = Stopwatch(threads=work.threads, memo=work.memo, progress=build.progress)
+    feeds = next(data.batches(1))
+    plans = {STATIC: forms.plan, DYNAMIC: dynamic}
+    return shares.noise, measure_costs(build.graph, plans, names, feeds, build.context.target, watch)
+
+
+def decibels(noise: float) -> float:
+    """Signal over noise in dB, from noise over signal."""
+    return -10 * math.log10(noise) if noise > 0 else math.inf

@@ -1,0 +1,33 @@
+"""Sizes and shares as people write them: `500MB`, `2 GiB`, `0.5%`."""
+
+from __future__ import annotations
+
+import math
+import re
+
+
+def bytes_of(text: str) -> int:
+    """`500MB`, `2 GiB` or `1000000` in bytes. Raises ValueError."""
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*(?:([KMGT]?)(I?)B)?", text.strip().upper())
+    if found is None or not float(found[1]):
+        raise ValueError(f"{text!r} is no size. Write a number and KB, MB or GB, like 500MB.")
+    base, letter = 1024 if found[3] else 1000, found[2] or " "
+    return int(float(found[1]) * base ** " KMGT".index(letter))
+
+
+def share_of(text: str) -> float:
+    """`0.5%` or `0.005` as a number. From 1 on it needs its `%`: somebody who writes 1 may mean 1 % or 100 %.
+
+    Raises:
+        ValueError: it is neither, negative, or not less than 1 without a `%`.
+    """
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{text!r} is no share. Write it like 0.5% or 0.005.")
+    if value >= 1 and not percent:
+        raise ValueError(f"{text!r} may mean {value:g} % or {100 * value:g} %. Write which, with the %.")
+    return value

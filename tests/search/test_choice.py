@@ -1,0 +1,238 @@
+"""Choices are the best there are: compared with trying all of them, on small instances of every scale."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise, product
+from math import fsum
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxq.search.choice import Choice, Edge, Group, Option, fastest, frontier, knee, most_accurate, why_not
+
+Instance = tuple[list[Group], list[Edge]]
+
+FLOAT, INT8, INT4 = Option("float", 0.0, 9.0, 40), Option("int8", 0.01, 4.0, 10), Option("int4", 0.2, 3.0, 5)
+TWO = [Group("a", (FLOAT, INT8, INT4)), Group("b", (FLOAT, INT8, INT4))]
+BOUNDARY = [Edge("a", "b", {("float", "int8"): 3.0, ("int8", "float"): 3.0})]
+
+
+def everything(groups: Sequence[Group], edges: Sequence[Edge]) -> list[Choice]:
+    """Every choice there is."""
+    found = []
+    for options in product(*(group.options for group in groups)):
+        names = {group.name: option.name for group, option in zip(groups, options, strict=True)}
+        extra = [edge.pairs.get((names[edge.first], names[edge.second]), 0.0) for edge in edges]
+        error, time = fsum(o.error for o in options), fsum([*(o.microseconds for o in options), *extra])
+        found.append(Choice(names, error, time, sum(o.bytes for o in options)))
+    return found
+
+
+def amounts(low: float, high: float) -> st.SearchStrategy[float]:
+    """Numbers of every size, and a few that come again and again, so that there are ties."""
+    sizes = st.floats(np.log10(low), np.log10(high)).map(lambda exponent: float(10.0**exponent))
+    return st.one_of(sizes, st.sampled_from([low, high / 10, high / 5, high / 2]))
+
+
+@st.composite
+def instances(draw: st.DrawFn) -> Instance:
+    """Up to five groups of up to three options, and edges between any two."""
+    errors, times, sizes = st.just(0.0) | amounts(1e-9, 1.0), amounts(1.0, 1e6), st.integers(0, 100)
+    groups = []
+    for index in range(draw(st.integers(1, 5))):
+        values = draw(st.lists(st.tuples(errors, times, sizes), min_size=1, max_size=3))
+        groups.append(Group(f"g{index}", tuple(Option(f"o{i}", *value) for i, value in enumerate(values))))
+    edges = []
+    for first, second in draw(st.lists(st.permutations(groups).map(lambda g: g[:2]), max_size=6 * (len(groups) > 1))):
+        ends = product((o.name for o in first.options), (o.name for o in second.options))
+        edges.append(Edge(first.name, second.name, {pair: draw(st.just(0.0) | times) for pair in ends}))
+    return groups, edges
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_nothing_better_is_within_the_limits(data: st.DataObject) -> None:
+    groups, edges = data.draw(instances())
+    choices = everything(groups, edges)
+    some = data.draw(st.sampled_from(choices))
+    parts = data.draw(st.tuples(*[st.sampled_from([1.0, 0.999, 1.3])] * 3))  # met exactly, just missed, met with room
+    error, time, size = (p * v for p, v in zip(parts, (some.error, some.microseconds, some.bytes), strict=True))
+    check(
+        fastest(groups, edges, max_error=error, max_bytes=size),
+        [c for c in choices if c.error <= error and c.bytes <= size],
+        lambda choice: choice.microseconds,
+    )
+    check(
+        most_accurate(groups, edges, max_microseconds=time, max_bytes=size),
+        [c for c in choices if c.microseconds <= time and c.bytes <= size],
+        lambda choice: choice.error,
+    )
+
+
+def check(got: Choice | None, within: list[Choice], objective: Callable[[Choice], float]) -> None:
+    """What was chosen is one of those within the limits, and none of them is better."""
+    assert (got is None) == (not within)
+    if got is not None:
+        assert got in within
+        assert objective(got) == pytest.approx(min(map(objective, within)), rel=1e-9, abs=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(instances())
+def test_the_frontier_descends_and_nothing_lies_below_it(instance: Instance) -> None:
+    points, choices = frontier(*instance), everything(*instance)
+    assert 1 <= len(points) <= 5
+    assert points[0].microseconds == pytest.approx(min(c.microseconds for c in choices), rel=1e-9)
+    assert points[-1].error == pytest.approx(min(c.error for c in choices), rel=1e-9, abs=0)
+    for before, after in pairwise(points):
+        assert before.microseconds < after.microseconds
+        assert before.error > after.error
+    for point in points:
+        below = [c for c in choices if c.error <= point.error and c.microseconds <= point.microseconds]
+        assert min(c.error for c in below) == pytest.approx(point.error, rel=1e-9, abs=0)
+        assert min(c.microseconds for c in below) == pytest.approx(point.microseconds, rel=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(instances(), st.sampled_from([0.0, 0.03, 0.5]))
+def test_the_knee_spends_the_tolerance_on_accuracy(instance: Instance, tolerance: float) -> None:
+    choices = everything(*instance)
+    error = sorted(c.error for c in choices)[len(choices) // 2]
+    got = knee(*instance, max_error=error, tolerance=tolerance)
+    least = min(c.microseconds for c in choices if c.error <= error)
+    assert got is not None
+    assert got.microseconds <= least * (1 + tolerance)
+    near = min(c.error for c in choices if c.microseconds <= least * (1 + tolerance))
+    assert got.error == pytest.approx(near, rel=1e-9, abs=0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(instances(), st.tuples(*[st.sampled_from([None, 0.5, 1.0, 1.2])] * 3))
+def test_a_sentence_comes_exactly_where_no_choice_does(instance: Instance, parts: tuple[float | None, ...]) -> None:
+    choices = everything(*instance)
+    values = [(c.error, c.microseconds, c.bytes) for c in choices]
+    middle = [sorted(column)[len(values) // 2] for column in zip(*values, strict=True)]
+    limits = [None if part is None else part * value for part, value in zip(parts, middle, strict=True)]
+    within = any(all(x is None or v <= x for v, x in zip(value, limits, strict=True)) for value in values)
+    said = why_not(*instance, max_error=limits[0], max_microseconds=limits[1], max_bytes=limits[2])
+    assert (said is None) == within
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [
+        ({"max_error": 0.0}, None),
+        ({"max_microseconds": 5.0}, "No choice needs less than 6 microseconds; the limit is 5. Allow more."),
+        ({"max_error": 0.02, "max_bytes": 9}, "No choice needs less than 10 bytes; the limit is 9. Allow more."),
+        (
+            {"max_error": 0.02, "max_microseconds": 8.0, "max_bytes": 19},
+            "No choice within an error of 0.02 and 8 microseconds needs less than 20 bytes;"
+            " the limit is 19. Allow more.",
+        ),
+    ],
+)
+def test_says_which_limit_is_in_the_way(limits: dict[str, Any], sentence: str | None) -> None:
+    assert why_not(TWO, BOUNDARY, **limits) == sentence
+
+
+def test_what_a_boundary_costs_keeps_neighbours_alike() -> None:
+    wide = [Group("a", (FLOAT, INT8)), Group("b", (FLOAT, Option("int8", 0.01, 7.0, 10)))]
+    alone, together = fastest(wide, max_error=0.01), fastest(wide, BOUNDARY, max_error=0.01)
+    assert alone is not None
+    assert together is not None
+    assert alone.options == {"a": "int8", "b": "float"}
+    assert together == Choice({"a": "int8", "b": "float"}, 0.01, 16.0, 50)
+    dear = [Edge("b", "a", {("float", "int8"): 6.0})]
+    assert fastest(wide, dear, max_error=0.01) == Choice({"a": "float", "b": "int8"}, 0.01, 16.0, 50)
+    assert fastest(wide, [*dear, *BOUNDARY], max_error=0.01) == Choice({"a": "float", "b": "float"}, 0.0, 18.0, 80)
+
+
+def test_where_two_options_are_as_good_the_earlier_is_chosen() -> None:
+    twins = tuple(Option(name, 0.1, 5.0, 7) for name in ("z", "y", "x"))
+    groups = [Group(f"g{i}", (Option("slow", 0.1, 6.0, 7), *twins)) for i in range(4)]
+    for got in (fastest(groups), most_accurate(groups, max_microseconds=20.0), knee(groups, max_error=0.5)):
+        assert got is not None
+        assert set(got.options.values()) == {"z"}
+
+
+def test_as_fast_with_less_error_is_better_than_earlier() -> None:
+    got = fastest([Group("g", (Option("noisy", 0.2, 5.0, 1), Option("clean", 0.1, 5.0, 9)))])
+    assert got is not None
+    assert got.options == {"g": "clean"}
+
+
+def twelve(values: Any) -> list[Group]:
+    """Groups with the given errors and times: (groups, options, 2)."""
+    options = [tuple(Option(f"o{i}", e, t, 1) for i, (e, t) in enumerate(group)) for group in values.tolist()]
+    return [Group(f"g{i}", each) for i, each in enumerate(options)]
+
+
+@pytest.mark.parametrize(("error", "time"), [(1e-9, 1e6), (1e-9, 1.0), (1.0, 1e6)])
+def test_units_do_not_matter(error: float, time: float) -> None:
+    values = np.random.default_rng(5).uniform(0.1, 1.0, (12, 3, 2))
+    plain, scaled = twelve(values), twelve(values * (error, time))
+    fast = [fastest(groups, max_error=5.0 * unit) for groups, unit in ((plain, 1.0), (scaled, error))]
+    near = [most_accurate(groups, max_microseconds=6.0 * unit) for groups, unit in ((plain, 1.0), (scaled, time))]
+    for before, after in (fast, near):
+        assert before is not None
+        assert after is not None
+        assert before.options == after.options
+
+
+def large(groups: int, links: int) -> Instance:
+    """A chain of groups with a few links across, whose forms differ as float, int8 and int4 do."""
+    rng = np.random.default_rng(11)
+    time = 10 ** rng.uniform(1, 4, groups)
+    faster = -np.sort(-rng.uniform(0.25, 1.0, (groups, 4)), axis=1)
+    noisier = np.hstack([np.zeros((groups, 1)), np.sort(10 ** rng.uniform(-6, -1, (groups, 3)), axis=1)])
+    made = [
+        Group(f"g{g}", tuple(Option(f"o{o}", noisier[g, o], time[g] * faster[g, o], 100 - 20 * o) for o in range(4)))
+        for g in range(groups)
+    ]
+    ends = [(g, g + 1) for g in range(groups - 1)] + [(3 * g, 3 * g + 7) for g in range(links - groups + 1)]
+    pairs = [(f"o{a}", f"o{b}") for a in range(4) for b in range(4) if a != b]
+    dear = [min(time[a], time[b]) * rng.uniform(0, 0.3, len(pairs)) for a, b in ends]
+    return made, [
+        Edge(f"g{a}", f"g{b}", dict(zip(pairs, costs.tolist(), strict=True)))
+        for (a, b), costs in zip(ends, dear, strict=True)
+    ]
+
+
+def test_a_large_model_gets_a_choice_within_its_limits() -> None:
+    groups, edges = large(200, 250)
+    got = fastest(groups, edges, max_error=0.1)
+    assert got is not None
+    assert got.error <= 0.1
+    assert len(got.options) == 200
+
+
+def test_the_same_groups_get_the_same_choices() -> None:
+    instance = large(20, 22)
+    assert frontier(*instance) == frontier(*instance)
+    assert len(frontier(*instance)) == 5
+
+
+@pytest.mark.parametrize(
+    ("groups", "edges", "words"),
+    [
+        ([], [], "There is no group"),
+        ([Group("a", ())], [], "has no option"),
+        ([TWO[0], TWO[0]], [], "have the same name"),
+        ([TWO[0], Group("a", (Option("other", 0, 1, 1),))], [], "have the same name"),
+        ([Group("a", (FLOAT, FLOAT))], [], "have the same name"),
+        (TWO, [Edge("a", "c", {("float", "int8"): 1.0})], "from ('a', 'float') to ('c', 'int8')"),
+        (TWO, [Edge("a", "b", {("float", "int9"): 1.0})], "to ('b', 'int9')"),
+        (TWO, [Edge("a", "a", {("float", "int8"): 1.0})], "two groups that exist"),
+        (TWO, [Edge("a", "b", {("float", "int8"): -1.0})], "below 0"),
+        ([Group("a", (Option("float", float("nan"), 1.0, 1),))], [], "not finite"),
+        ([Group("a", (Option("float", 0.0, -1.0, 1),))], [], "below 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(groups: list[Group], edges: list[Edge], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        fastest(groups, edges)

@@ -1,0 +1,99 @@
+"""What happens where a greedy choice is not the best, the solver stops early, or lets a limit slip by its tolerance."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import OptimizeResult, milp
+
+from onnxq.search import knapsack
+from onnxq.search.knapsack import Knapsack, greedy, solve, without_solver_lines
+
+TRAP = Knapsack(
+    amounts=np.array([[2.0, 0.0, 4.0, 0.0, 5.0, 0.0], [0.0, 4.0, 0.0, 5.0, 0.0, 7.0]]),
+    starts=np.array([0, 2, 4, 6]),
+    pairs=np.zeros((2, 0), np.intp),
+    costs=np.zeros((2, 0)),
+)
+"""Three groups, each of which may give up 2, 4 or 5 of the first quantity for 4, 5 or 7 of the second."""
+
+Solver = Callable[..., OptimizeResult]
+
+
+def under(limit: float) -> tuple[list[float], str]:
+    """The least of the first quantity within a limit of the second, and the note."""
+    picks, note = solve(TRAP, 0, np.array([np.inf, limit]), 3.0)
+    assert picks is not None
+    return TRAP.totals(picks).tolist(), note
+
+
+def loosened(by: float, times: int) -> Solver:
+    """A solver that lets limits slip in its first runs."""
+    left = [times]
+
+    def solver(*args: Any, constraints: Any, **options: Any) -> OptimizeResult:
+        left[0] -= 1
+        if left[0] >= 0:
+            constraints[2].ub = constraints[2].ub + by
+        return milp(*args, constraints=constraints, **options)
+
+    return solver
+
+
+def stopped(gap: float | None) -> Solver:
+    """A solver that runs out of time, with a choice when there is a gap."""
+
+    def solver(*args: Any, **options: Any) -> OptimizeResult:
+        found = milp(*args, **options)
+        found.update(status=1, x=None if gap is None else found.x, mip_gap=gap)
+        return found
+
+    return solver
+
+
+def test_the_solver_beats_the_greedy_choice() -> None:
+    quick = greedy(TRAP, 0, np.array([np.inf, 9.0]))
+    assert quick is not None
+    assert TRAP.totals(quick).tolist() == [6.0, 7.0]
+    assert under(9.0) == ([5.0, 9.0], "")
+
+
+def test_says_so_where_time_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knapsack, "milp", stopped(None))
+    assert under(9.0) == ([6.0, 7.0], "The search for the best choice stopped after 3 s: this is a greedy one.")
+    monkeypatch.setattr(knapsack, "milp", stopped(0.25))
+    note = "The search for the best choice stopped after 3 s: this one is worse by 25.00% at most."
+    assert under(9.0) == ([5.0, 9.0], note)
+
+
+def test_a_limit_that_slipped_is_tightened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(knapsack, "milp", loosened(by=0.2, times=1))
+    assert under(9.5) == ([5.0, 9.0], "")
+    monkeypatch.setattr(knapsack, "milp", loosened(by=5.0, times=99))
+    assert under(9.5) == ([6.0, 7.0], "The solver's choices pass the limits by a rounding: this is a greedy one.")
+
+
+def test_nothing_is_picked_where_nothing_meets_the_limit() -> None:
+    assert solve(TRAP, 0, np.array([np.inf, -1.0]), 3.0) == (None, "")
+    assert under(0.0) == ([11.0, 0.0], "")
+
+
+def test_what_pairs_cost_counts_when_groups_move() -> None:
+    paired = Knapsack(TRAP.amounts, TRAP.starts, np.array([[0, 1], [3, 2]]), np.array([[1.0, 3.0], [0.5, 0.0]]))
+    picks = np.array([0, 2, 4])
+    for option, change in enumerate(paired.moves(picks).T):
+        after = picks.copy()
+        after[paired.group[option]] = option
+        np.testing.assert_allclose(paired.totals(after) - paired.totals(picks), change)
+    assert paired.totals(np.array([0, 3, 4])).tolist() == [8.0, 5.5]
+
+
+def test_only_the_lines_of_the_solver_leave_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    with without_solver_lines():
+        os.write(1, b"HighsMipSolverData::transformNewIntegerFeasibleSolution tmpSolver.run();\n{}\n")
+    os.write(1, b"after\n")
+    assert capfd.readouterr().out == "{}\nafter\n"

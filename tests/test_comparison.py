@@ -1,0 +1,103 @@
+"""The figures of one output: what counts, and what is left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxq.comparison import Batch, Comparison, OutputProof, batch_size, decisions, fits_labels, looks_like_classes
+
+Array = np.ndarray[Any, Any]
+
+
+def proof(expected: Any, got: Any, labels: Any = None, feeds: dict[str, Array] | None = None) -> OutputProof:
+    one, other = np.asarray(expected, np.float32), np.asarray(got, np.float32)
+    comparison = Comparison()
+    known = None if labels is None else np.asarray(labels)
+    comparison.add("y", Batch(feeds or {"x": np.zeros((len(one), 1))}, {"y": one}, {"y": other}, known))
+    return comparison.proof()
+
+
+def test_figures_by_hand() -> None:
+    found = proof([[3, 4], [0, 5]], [[4, 3], [0, 5]], [1, 1])
+    assert found.cosine == pytest.approx(0.98)
+    assert found.cosine_min == pytest.approx(0.96)
+    assert found.sqnr_db == pytest.approx(10 * np.log10(50 / 2))
+    assert (found.max_error, found.agreement, found.top1_float, found.top1) == (1.0, 0.5, 1.0, 0.5)
+    assert found.finite
+
+
+def test_equal_outputs() -> None:
+    found = proof([[0, 0], [1, 2]], [[0, 0], [1, 2]])
+    assert (found.cosine, found.sqnr_db, found.max_error, found.agreement, found.top1) == (1.0, None, 0.0, 1.0, None)
+
+
+def test_infinities_of_both_are_no_error_but_new_ones_are() -> None:
+    assert proof([[1, -np.inf]], [[1, -np.inf]]).finite
+    assert not proof([[1, 2]], [[1, np.nan]]).finite
+
+
+def test_few_classes_for_each_token_are_decisions_where_there_are_labels() -> None:
+    tags = np.eye(3)[[[0, 1], [2, 0]]]
+    assert proof(tags, tags).agreement is None
+    found = proof(tags, tags, [[0, 1], [1, -100]])
+    assert (found.agreement, found.top1_float, found.top1) == (1.0, 2 / 3, 2 / 3)
+
+
+def test_padding_does_not_count() -> None:
+    """Neither its values nor its labels do, and no text counts more for the padding of another."""
+    one = np.eye(300)[[[0, 1, 2], [0, 1, 2]]]
+    other = np.eye(300)[[[0, 1, 9], [0, 9, 2]]]
+    mask = np.array([[1, 1, 0], [1, 1, 1]])
+    found = proof(one, other, np.tile([0, 1, 2], (2, 1)), {"ids": mask, "attention_mask": mask})
+    assert (found.agreement, found.top1_float, found.top1) == (0.8, 1.0, 0.8)
+    assert found.cosine == 0.8
+
+
+def test_outputs_without_numbers_are_passed_over() -> None:
+    comparison = Comparison()
+    comparison.add("words", Batch({"x": np.zeros(3)}, {}, {}))
+    assert comparison.proof() == OutputProof(cosine=1.0, cosine_min=1.0, sqnr_db=None, max_error=0.0)
+
+
+def test_decisions() -> None:
+    assert decisions(np.array([[1.0, 3.0, 3.0], [np.nan, -1.0, -2.0]])).tolist() == [1, 1]
+    assert decisions(np.array([[4, 9]])).tolist() == [[4, 9]]
+    assert decisions(np.array(2.5)).tolist() == 2.5
+
+
+@pytest.mark.parametrize(
+    ("output", "labels", "fits"),
+    [
+        ((4, 10), (4,), True),
+        ((4, 10), (4, 1), True),
+        ((2, 5, 9), (2, 5), True),
+        ((4, 1), (4,), False),
+        ((4,), (4,), False),
+        ((4, 10), (3,), False),
+        ((4, 10), (2, 2), False),
+        ((2, 5, 9), (5, 2), False),
+        ((4, 3, 8, 8), (4,), False),
+    ],
+)
+def test_labels_fit_decisions(output: tuple[int, ...], labels: tuple[int, ...], fits: bool) -> None:
+    assert fits_labels(np.zeros(output), np.zeros(labels, int)) is fits
+
+
+def test_labels_of_other_kinds() -> None:
+    assert not fits_labels(np.zeros((2, 3)), np.array(["cat", "dog"]))
+    assert fits_labels(np.zeros(2, np.int64), np.array([1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((4, 2), True), ((4, 1), False), ((2, 3, 256), True), ((2, 3, 255), False), ((4,), False)]
+)
+def test_what_looks_like_classes(shape: tuple[int, ...], expected: bool) -> None:
+    assert looks_like_classes(np.zeros(shape)) is expected
+
+
+def test_the_size_of_a_batch() -> None:
+    assert batch_size({"x": np.zeros((5, 2))}) == 5
+    assert batch_size({"x": np.zeros(())}) == batch_size({}) == 1
