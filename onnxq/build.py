@@ -13,7 +13,7 @@ from onnxq.channels import divided
 from onnxq.errors import DataError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, to_model, upgrade
 from onnxq.layers import LAYERS
-from onnxq.passes import BALANCE, FOLD, NORMALIZE, QUANTIZE
+from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, QUANTIZE
 from onnxq.pipeline import Context, Outcome, Pass, run
 from onnxq.placement import Placement, embeddings, needed_opset, place, place_linear
 from onnxq.plan import Plan, Treatment
@@ -27,6 +27,10 @@ WEIGHTED = LAYERS | {"ConvTranspose", "LSTM", "GRU", "RNN"}
 
 OLDEST_OPSET = 10
 """The first opset with integer operators."""
+
+
+GIVEN = frozenset({Fact.NAMED, Fact.NORMAL})
+"""What holds once a model is prepared."""
 
 
 class Nothing(Exception):
@@ -75,9 +79,14 @@ class Build:
         """Run passes, and remember their changes."""
         self.adopt(run(passes, self.graph, self.context, given))
 
+    def rewrite(self, names: Sequence[str]) -> None:
+        """Apply the passes of these names that make a model faster."""
+        self.apply([step for step in FASTER if type(step).__name__ in names], GIVEN)
+        self.graph = typed(self.graph)
+
     def beside(self, graph: Graph) -> Build:
         """The same request for another graph, on trial."""
-        return replace(self, graph=graph)
+        return replace(self, graph=graph, warnings=[])
 
     def adopt(self, outcome: Outcome) -> None:
         """Take over what passes made, and remember their changes."""
@@ -171,6 +180,7 @@ def _why_nothing(graph: Graph, placement: Placement) -> str:
 def follow_plan(build: Build, plan: Plan) -> None:
     """Take the decisions of a plan that was made before. Raises RecipeError where it does not fit the model."""
     prepare(build)
+    build.rewrite(plan.rewrites)
     names = {node.name: node for node in build.graph.nodes}
     for name, decision in plan.nodes.items():
         if name not in names:
@@ -183,16 +193,15 @@ def follow_plan(build: Build, plan: Plan) -> None:
                 )
     build.plan = plan
     build.factors = divided(build.graph, plan.balance)
-    build.apply(BALANCE, frozenset({Fact.NAMED, Fact.NORMAL}))
+    build.apply(BALANCE, GIVEN)
 
 
 def quantize(build: Build) -> None:
     """Write the plan into the graph, and fold it where the recipe wants integer operators."""
     with build.stage("quantize"):
-        given = frozenset({Fact.NAMED, Fact.NORMAL})
-        build.apply(QUANTIZE, given)
+        build.apply(QUANTIZE, GIVEN)
         if build.recipe.format == "integer":
-            build.apply(FOLD, given | {Fact.QDQ})
+            build.apply(FOLD, GIVEN | {Fact.QDQ})
 
 
 def fold_existing(build: Build) -> None:
@@ -202,7 +211,7 @@ def fold_existing(build: Build) -> None:
     with build.stage("fold"):
         typed(build.graph)
         build.apply(NORMALIZE, frozenset())
-        build.apply(FOLD, frozenset({Fact.NAMED, Fact.NORMAL, Fact.QDQ}))
+        build.apply(FOLD, GIVEN | {Fact.QDQ})
 
 
 def already_quantized(graph: Graph) -> str | None:

@@ -123,13 +123,15 @@ class Plan(Record):
         nodes: by node name; nodes that are not named stay in float.
         tensors: activations that become integers, by name.
         masks: additions of an attention mask, by node name.
-        balance: tensors whose channels are rescaled before anything else, by name.
+        rewrites: passes that made the model faster where it was planned, by name; they come first.
+        balance: tensors whose channels are rescaled before anything is quantized, by name.
     """
 
     recipe: Recipe
     nodes: dict[str, NodePlan]
     tensors: dict[str, TensorPlan] = {}
     masks: dict[str, MaskPlan] = {}
+    rewrites: list[str] = []
     balance: dict[str, BalancePlan] = {}
 
     def treatment(self, node: str) -> Treatment:

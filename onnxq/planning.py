@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxq.build import Build, Nothing, already_quantized, fold_existing, follow_plan, place_graph, prepare
-from onnxq.calibration.collect import Statistics, collect, load_statistics, non_finite
+import numpy as np
+
+from onnxq.build import GIVEN, Build, Nothing, already_quantized, fold_existing, follow_plan, place_graph, prepare
+from onnxq.calibration.collect import Seen, Statistics, collect, load_statistics, non_finite
 from onnxq.calibration.data import Data
 from onnxq.channels import divided
 from onnxq.decision import Range, decide
 from onnxq.graph import Graph
 from onnxq.memo import Memo
 from onnxq.options import Options
-from onnxq.passes import BALANCE
+from onnxq.passes import BALANCE, FASTER, FOLD, QUANTIZE
 from onnxq.pipeline import Context, run
 from onnxq.placement import Placement, place_linear
 from onnxq.plan import BalancePlan, Plan, Treatment
@@ -29,9 +31,10 @@ from onnxq.search.cost import Costs, measure_costs
 from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
 from onnxq.search.mix import BUDGETS, USUAL, Table, mixtures
 from onnxq.search.reach import best_ranges
+from onnxq.search.rewrites import worth_it
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, Noise, noise_meter, worst_layers
 from onnxq.search.stopwatch import Stopwatch
-from onnxq.spec import Fact, has_qdq
+from onnxq.spec import has_qdq
 
 RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
 """What `range = "auto"` tries for all tensors alike, in the order of preference."""
@@ -52,6 +55,7 @@ class Planning:
         threads: threads of the runtime.
         memory: bytes that the activations of one batch may take.
         memo: what was measured before.
+        rewrites: passes that made it faster.
         chosen: ranges that were found tensor by tensor.
         balance: factors of tensors that were balanced.
         original: the graph before that, which noise is measured against.
@@ -64,6 +68,7 @@ class Planning:
     threads: int = 1
     memory: int | None = None
     memo: Memo = field(default_factory=Memo)
+    rewrites: list[str] = field(default_factory=list)
     chosen: Mapping[str, Range] = field(default_factory=dict)
     balance: dict[str, BalancePlan] = field(default_factory=dict)
     original: Graph | None = None
@@ -78,7 +83,7 @@ class Planning:
         recipe = self.recipe if rule is None else by_rule(self.recipe, rule)
         target = self.build.context.target
         made = decide(placement or self.placement, self.statistics, recipe, target, self.chosen)
-        return made.model_copy(update={"balance": self.balance})
+        return made.model_copy(update={"balance": self.balance, "rewrites": self.rewrites})
 
     def meter(self, samples: int) -> Noise:
         """What plans cost at the outputs, beside the graph as it was before its channels were balanced."""
@@ -113,13 +118,18 @@ def plan_model(
 def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], options: Options) -> list[Plan]:
     """Decide: from files of statistics, from data, or without either where the mode needs none."""
     placement = prepare(build)
+    rewrites: list[str] = []
+    if build.mode == "mixed-int8" and data is not None:
+        with build.stage("rewrite"):
+            rewrites = make_faster(build, data, options)
+            placement = place_graph(build)
     found: Statistics = {}
     if placement.tensors or placement.sums:
         if statistics:
             found = load_statistics(statistics)
         elif data is not None:
             found = calibrate_graph(build, placement, data, options.threads, options.memory)
-    work = Planning(build, placement, found, data, options.threads, options.memory, options.memo)
+    work = Planning(build, placement, found, data, options.threads, options.memory, options.memo, rewrites)
     with build.stage("plan"):
         plan = work.plan()
     if data is None or not plan.tensors:
@@ -127,11 +137,27 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
     with build.stage("search"):
         if build.recipe.balance:
             balance_channels(work)
-        if build.recipe.activation.range == "auto":
-            plan = choose_rule(work)
+        plan = choose_rule(work) if build.recipe.activation.range == "auto" else work.plan()
         if build.mode == "mixed-int8":
             return mixed_plans(work, plan)
         return [spare_worst(work, plan) if build.recipe.least_sqnr else plan]
+
+
+def make_faster(build: Build, data: Data, options: Options) -> list[str]:
+    """Apply the rewrites that pay on this machine, once the model is quantized; returns their names."""
+    target, recipe = build.context.target, by_rule(build.recipe, "minmax")
+
+    def draft(graph: Graph) -> Graph:
+        placement = place_graph(build.beside(graph))
+        made_up = dict.fromkeys(placement.tensors.values(), Seen.of(np.array([-4, 4], np.float32)))
+        plan = decide(placement, made_up, recipe, target)
+        return run((*QUANTIZE, *FOLD), graph, Context(target, plan), GIVEN).graph
+
+    feeds = next(data.batches(options.batch))
+    context = build.context
+    found = worth_it(FASTER, build.graph, context, draft, feeds, options.threads, options.memo, build.progress)
+    build.rewrite([type(step).__name__ for step in found])
+    return [type(step).__name__ for step in found]
 
 
 def calibrate_graph(build: Build, placement: Placement, data: Data, threads: int, memory: int | None) -> Statistics:
@@ -160,12 +186,8 @@ def balance_channels(work: Planning) -> None:
     if not balance:
         return
     trial = plain.model_copy(update={"balance": balance})
-    context, given = Context(build.context.target, trial), frozenset({Fact.NAMED, Fact.NORMAL})
-    outcome = run(BALANCE, build.graph, context, given)
-    other = Planning(
-        build.beside(outcome.graph), work.placement, {}, data, work.threads, work.memory, work.memo,
-        balance=balance, original=build.graph,
-    )  # fmt: skip
+    outcome = run(BALANCE, build.graph, Context(build.context.target, trial), GIVEN)
+    other = replace(work, build=build.beside(outcome.graph), balance=balance, original=build.graph)
     other.placement = place_graph(other.build)
     other.statistics = calibrate_graph(other.build, other.placement, data, work.threads, work.memory)
     if other.meter(SAMPLES)(other.plan("mse")) < CLEARLY_LESS * work.meter(SAMPLES)(plain):

@@ -30,6 +30,9 @@ NORMALIZE: tuple[Pass, ...] = (
 )
 """What every model goes through before anybody decides about it."""
 
+FASTER: tuple[Pass, ...] = ()
+"""What makes some models faster on some machines; each is kept where it was measured to."""
+
 BALANCE: tuple[Pass, ...] = (Balance(),)
 """What the ranges of a plan are collected after: channels that share a scale are made alike."""
 
@@ -49,6 +52,6 @@ FOLD: tuple[Pass, ...] = (
 )
 """From Q/DQ to the operators that the target runs."""
 
-PIPELINES = {"normalize": NORMALIZE, "balance": BALANCE, "quantize": QUANTIZE, "fold": FOLD}
+PIPELINES = {"normalize": NORMALIZE, "faster": FASTER, "balance": BALANCE, "quantize": QUANTIZE, "fold": FOLD}
 
-__all__ = ["BALANCE", "FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE"]
+__all__ = ["BALANCE", "FASTER", "FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE"]

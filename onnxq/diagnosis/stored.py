@@ -7,7 +7,7 @@ Mul(Cast(MatMulInteger(DynamicQuantizeLinear(x), w)), x_scale * w_scale), and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,11 +52,12 @@ class Reader:
 
     graph: Graph
     constants: Constants
+    tensors: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, graph: Graph) -> Reader:
         """For a graph that nobody edits meanwhile."""
-        return cls(graph, Constants(graph))
+        return cls(graph, Constants(graph), graph.tensors())
 
     def layers(self) -> Iterator[StoredLayer]:
         """Every layer with a weight in integers, in the order of the graph."""
@@ -159,6 +160,11 @@ class Reader:
         if step is None:
             return "dynamic"
         return make_grid(step, np.zeros((), np.uint8) if zero is None else zero)
+
+    def grid(self, node: Node, scale: int, zero_point: int) -> Input:
+        """The grid whose scale and zero point a node reads at these places."""
+        step = _at(node, scale)
+        return None if step is None else self._grid(step, _at(node, zero_point))
 
     def read(self, tensor: Tensor) -> Input:
         """How the reader of a float tensor sees it: through DQ(Q(x)), through DQ of what an integer operator made."""

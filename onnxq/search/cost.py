@@ -25,7 +25,7 @@ from onnxq.passes import FOLD, QUANTIZE
 from onnxq.pipeline import Context, run
 from onnxq.plan import Plan, Record, Treatment
 from onnxq.runtime import Session
-from onnxq.search.region import channels_last, cut, ends, successors
+from onnxq.search.region import Cutter, channels_last, ends, successors
 from onnxq.search.stopwatch import Sample, Stopwatch, Times
 from onnxq.spec import Fact
 from onnxq.targets.table import Target
@@ -136,18 +136,20 @@ class Sampler:
 
     def take(self, graph: Graph, cuts: Mapping[K, Ends]) -> dict[K, Sample]:
         """The part between each pair of ends. The graph learns the types of its tensors."""
+        if not cuts:
+            return {}
         inner = {name for inputs, _ in cuts.values() for name in inputs} - set(self.feeds)
         model = to_model(graph, extra_outputs=sorted(inner)).SerializeToString()
         session = Session(model, folder=graph.folder, threads=self.threads)
         graph.annotate(session.outputs)
-        found: dict[K, Sample] = {}
+        cutter, found = Cutter(graph), dict[K, Sample]()
         keys = list(cuts)
         for some in (keys[start : start + TENSORS] for start in range(0, len(keys), TENSORS)):
             wanted = sorted({name for key in some for name in cuts[key][0]} & inner)
             values = {**self.feeds, **(session.run(self.feeds, wanted) if wanted else {})}
             for key in some:
                 inputs, outputs = cuts[key]
-                sample = Sample(cut(graph, inputs, outputs), {name: values[name] for name in inputs})
+                sample = Sample(cutter.cut(inputs, outputs), {name: values[name] for name in inputs})
                 found[key] = self.known.setdefault(canonical(sample.structure), sample)
         return found
 

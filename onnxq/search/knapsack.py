@@ -25,8 +25,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 ROUNDING = 1e-12
 """What a sum may be off, relative to its limit, before an option is ruled out."""
 
-SLIPS = (0.0, 1e-6, 1e-5, 1e-4, 1e-2, 1.0)
-"""Parts of the room that are taken away, one after the other, where the solver's tolerance let a limit slip."""
+SLIPS = (0.0,) * 10 + (1e-6, 1e-5, 1e-4, 1e-2, 1.0)
+"""Parts of the room taken away, run after run, while the solver's tolerance lets a limit slip: none as long as ruling out
+what it picked may do."""
 
 PRECISION = 1e3
 """How large the room of the objective looks to the solver, which stops within 1e-6 of the least."""
@@ -138,15 +139,14 @@ def program(
     if quick is not None:
         known[objective] = knapsack.totals(quick)[objective]
     scaled, allowed = in_parts_of_room(knapsack, known)
-    ceilings, over = np.full(len(limits), np.inf), np.isfinite(limits)
+    rules = constraints(knapsack, scaled, np.where(np.isfinite(limits), 1.0, np.inf))
     for slip in SLIPS:
-        ceilings[over] = 1 - slip
         with without_solver_lines():
             result = milp(
                 PRECISION * scaled[objective],
                 integrality=np.arange(len(allowed)) < knapsack.amounts.shape[1],
                 bounds=Bounds(0, allowed.astype(np.float64)),
-                constraints=constraints(knapsack, scaled, ceilings),
+                constraints=rules,
                 options={"time_limit": seconds, "mip_rel_gap": 0.0},
             )
         stopped = "" if result.status in FINISHED else f"The search for the best choice stopped after {seconds:g} s: "
@@ -158,6 +158,8 @@ def program(
         if not over.any():
             note = stopped and f"{stopped}this one is worse by {result.mip_gap:.2%} at most."
             return polish(knapsack, picks, objective, limits), note
+        again = np.isin(np.arange(len(allowed)), picks)
+        rules += [LinearConstraint(again, -np.inf, len(picks) - 1), LinearConstraint(scaled[over], -np.inf, 1 - slip)]
     return None, "The solver's choices pass the limits by a rounding: this is a greedy one."
 
 

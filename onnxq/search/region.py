@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,41 +33,66 @@ def cut(graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
     Raises:
         ModelError: a name is unknown, an input has no type, or the part needs an input that is not given.
     """
-    tensors = graph.tensors()
-    if unknown := [name for name in (*inputs, *outputs) if name not in tensors]:
-        raise ModelError(f"The model has no tensor '{unknown[0]}' to cut at. Name one of its tensors.")
-    nodes = _needed(graph, set(inputs), outputs)
-    read = {name for node in nodes for name in reads(node)}
-    part = replace(
-        graph,
-        nodes=nodes,
-        inputs=[Variable(name, tensors[name].dtype, tensors[name].shape) for name in inputs],
-        outputs=[tensors[name] for name in outputs],
-        shell=_shell(graph.shell, [tensors[name] for name in inputs], [tensors[name] for name in outputs]),
-        captured=graph.captured & read,
-        pinned={name: tensor for name, tensor in graph.pinned.items() if name in read},
-    )
-    return part.copy()
+    return Cutter(graph).cut(inputs, outputs)
 
 
-def _needed(graph: Graph, inputs: set[str], outputs: Iterable[str]) -> list[Node]:
-    """The nodes between inputs and outputs, in the order of the graph."""
-    makers = {tensor.name: node for node in graph.nodes for tensor in node.outputs if tensor.name}
-    given = {tensor.name for tensor in graph.inputs}
-    found: set[Node] = set()
-    waiting = [name for name in outputs if name not in inputs]
-    while waiting:
-        name = waiting.pop()
-        node = makers.get(name)
-        if name in given:
-            raise ModelError(f"The part needs the model's input '{name}' too. Name it among the inputs to cut at.")
-        if node is None or node in found:
-            continue
-        if again := inputs & {tensor.name for tensor in node.outputs}:
-            raise ModelError(f"Node '{node.name}' makes '{name}' and '{min(again)}'. Cut at both of them, or at none.")
-        found.add(node)
-        waiting += reads(node) - inputs
-    return [node for node in graph.nodes if node in found]
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts many parts out of one graph, which nobody edits meanwhile."""
+
+    graph: Graph
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """By name."""
+        return self.graph.tensors()
+
+    @cached_property
+    def makers(self) -> dict[str, Node]:
+        """The node that makes each tensor."""
+        return {tensor.name: node for node in self.graph.nodes for tensor in node.outputs if tensor.name}
+
+    @cached_property
+    def places(self) -> dict[Node, int]:
+        """Where each node stands."""
+        return {node: place for place, node in enumerate(self.graph.nodes)}
+
+    def cut(self, inputs: Sequence[str], outputs: Sequence[str]) -> Graph:
+        """As `cut` for this graph."""
+        if unknown := [name for name in (*inputs, *outputs) if name not in self.tensors]:
+            raise ModelError(f"The model has no tensor '{unknown[0]}' to cut at. Name one of its tensors.")
+        nodes = sorted(self._needed(set(inputs), outputs), key=self.places.__getitem__)
+        read = {name for node in nodes for name in reads(node)}
+        starts, stops = ([self.tensors[name] for name in names] for names in (inputs, outputs))
+        return replace(
+            self.graph,
+            nodes=nodes,
+            inputs=[Variable(tensor.name, tensor.dtype, tensor.shape) for tensor in starts],
+            outputs=stops,
+            shell=_shell(self.graph.shell, starts, stops),
+            captured=self.graph.captured & read,
+            pinned={name: tensor for name, tensor in self.graph.pinned.items() if name in read},
+        ).copy()
+
+    def _needed(self, inputs: set[str], outputs: Iterable[str]) -> set[Node]:
+        """The nodes between inputs and outputs."""
+        given = {tensor.name for tensor in self.graph.inputs}
+        found: set[Node] = set()
+        waiting = [name for name in outputs if name not in inputs]
+        while waiting:
+            name = waiting.pop()
+            if name in given:
+                raise ModelError(f"The part needs the model's input '{name}' too. Name it among the inputs to cut at.")
+            node = self.makers.get(name)
+            if node is None or node in found:
+                continue
+            if also := inputs & {tensor.name for tensor in node.outputs}:
+                raise ModelError(
+                    f"Node '{node.name}' makes '{name}' and '{min(also)}'. Cut at both of them, or at none."
+                )
+            found.add(node)
+            waiting += reads(node) - inputs
+        return found
 
 
 def _shell(shell: Any, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> Any:

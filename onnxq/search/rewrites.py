@@ -1,0 +1,83 @@
+"""Which rewrites make a model faster on this machine: each is tried and timed on the model as it would be quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from onnxq import runtime
+from onnxq.calibration.collect import Progress, silent
+from onnxq.graph import Graph, to_model
+from onnxq.memo import JSON, Memo
+from onnxq.pipeline import Context, Pass, run
+from onnxq.runtime import Session, interleave
+from onnxq.spec import Fact
+
+WORTH = 1.01
+"""A rewrite that gains less than this is left out."""
+
+SECONDS = 1.5
+"""For each rewrite."""
+
+GIVEN = frozenset({Fact.NAMED, Fact.NORMAL})
+
+Array = np.ndarray[Any, Any]
+Draft = Callable[[Graph], Graph]
+"""The graph as it would be quantized."""
+
+
+def worth_it(
+    passes: Sequence[Pass],
+    graph: Graph,
+    context: Context,
+    draft: Draft,
+    feeds: Mapping[str, Array],
+    threads: int,
+    memo: Memo,
+    progress: Progress = silent,
+) -> list[Pass]:
+    """The passes that make the quantized model faster, each on top of those before it.
+
+    Args:
+        passes: what to try, in order.
+        graph: the float graph.
+        context: what passes may read.
+        draft: quantizes a graph somehow; only its speed matters.
+        feeds: one batch.
+        threads: threads of the runtime.
+        memo: what was measured before.
+        progress: told after each pass.
+    """
+    kept: list[Pass] = []
+    for done, step in enumerate(passes, 1):
+        outcome = run((step,), graph, context, GIVEN)
+        changed = any(change.done for changes in outcome.changes.values() for change in changes)
+        if changed and _gain(draft(graph), draft(outcome.graph), feeds, threads, memo) >= WORTH:
+            kept.append(step)
+            graph = outcome.graph
+        progress("rewrites", done, len(passes))
+    return kept
+
+
+def _gain(before: Graph, after: Graph, feeds: Mapping[str, Array], threads: int, memo: Memo) -> float:
+    """How many times as fast the second graph is."""
+    models = [to_model(graph).SerializeToString() for graph in (before, after)]
+    key: dict[str, JSON] = {
+        "models": [sha256(model).hexdigest() for model in models],
+        "shapes": {name: list(value.shape) for name, value in feeds.items()},
+        "threads": threads,
+        "machine": runtime.machine(),
+    }
+    known = memo.get("rewrite", key)
+    if isinstance(known, float):
+        return known
+    sessions = [
+        Session(model, folder=graph.folder, threads=threads)
+        for model, graph in zip(models, (before, after), strict=True)
+    ]
+    gain = interleave(sessions, feeds, seconds=SECONDS, rounds=200)[1].speedup
+    memo.put("rewrite", key, gain)
+    return gain
