@@ -180,7 +180,10 @@ def _why_nothing(graph: Graph, placement: Placement) -> str:
 def follow_plan(build: Build, plan: Plan) -> None:
     """Take the decisions of a plan that was made before. Raises RecipeError where it does not fit the model."""
     prepare(build)
+    build.plan = plan
     build.rewrite(plan.rewrites)
+    build.factors = divided(build.graph, plan.balance)
+    build.apply(BALANCE, GIVEN)
     names = {node.name: node for node in build.graph.nodes}
     for name, decision in plan.nodes.items():
         if name not in names:
@@ -191,9 +194,6 @@ def follow_plan(build: Build, plan: Plan) -> None:
                 raise RecipeError(
                     f"The plan runs '{name}' on static integers, but has no range for its input '{data}'."
                 )
-    build.plan = plan
-    build.factors = divided(build.graph, plan.balance)
-    build.apply(BALANCE, GIVEN)
 
 
 def quantize(build: Build) -> None:

@@ -7,88 +7,41 @@ place ── collect ── balance ── ranges ─┬─ static: spare the wo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from onnxq import __version__
 from onnxq.build import GIVEN, Build, Nothing, already_quantized, fold_existing, follow_plan, place_graph, prepare
 from onnxq.calibration.collect import Seen, Statistics, collect, load_statistics, non_finite
 from onnxq.calibration.data import Data
 from onnxq.channels import divided
 from onnxq.decision import Range, decide
 from onnxq.graph import Graph
-from onnxq.memo import Memo
 from onnxq.options import Options
 from onnxq.passes import BALANCE, FASTER, FOLD, QUANTIZE
 from onnxq.pipeline import Context, run
 from onnxq.placement import Placement, place_linear
 from onnxq.plan import BalancePlan, Plan, Treatment
-from onnxq.recipe import RangeRule, Recipe
-from onnxq.search.balance import find_balance, sites
+from onnxq.recipe import RangeRule
+from onnxq.search.balance import Site, find_balance, sites
 from onnxq.search.cost import Costs, measure_costs
 from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
 from onnxq.search.mix import BUDGETS, USUAL, Table, mixtures
 from onnxq.search.reach import best_ranges
 from onnxq.search.rewrites import worth_it
-from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, Noise, noise_meter, worst_layers
+from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
 from onnxq.search.stopwatch import Stopwatch
 from onnxq.spec import has_qdq
+from onnxq.study import Study, by_rule, fingerprint
 
 RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
 """What `range = "auto"` tries for all tensors alike, in the order of preference."""
 
 CLEARLY_LESS = 0.9
 """Something replaces an earlier choice where it leaves less than this share of its noise (half a decibel)."""
-
-
-@dataclass
-class Planning:
-    """A model on the way to its plan.
-
-    Attributes:
-        build: the model; its graph is replaced where channels are balanced.
-        placement: what could run on integers.
-        statistics: of the tensors that need a range.
-        data: what to measure on; None where there are only statistics, or nothing.
-        threads: threads of the runtime.
-        memory: bytes that the activations of one batch may take.
-        memo: what was measured before.
-        rewrites: passes that made it faster.
-        chosen: ranges that were found tensor by tensor.
-        balance: factors of tensors that were balanced.
-        original: the graph before that, which noise is measured against.
-    """
-
-    build: Build
-    placement: Placement
-    statistics: Statistics
-    data: Data | None
-    threads: int = 1
-    memory: int | None = None
-    memo: Memo = field(default_factory=Memo)
-    rewrites: list[str] = field(default_factory=list)
-    chosen: Mapping[str, Range] = field(default_factory=dict)
-    balance: dict[str, BalancePlan] = field(default_factory=dict)
-    original: Graph | None = None
-
-    @property
-    def recipe(self) -> Recipe:
-        """What was asked for."""
-        return self.build.recipe
-
-    def plan(self, rule: RangeRule | None = None, placement: Placement | None = None) -> Plan:
-        """The plan by a rule for ranges (the recipe's if left out)."""
-        recipe = self.recipe if rule is None else by_rule(self.recipe, rule)
-        target = self.build.context.target
-        made = decide(placement or self.placement, self.statistics, recipe, target, self.chosen)
-        return made.model_copy(update={"balance": self.balance, "rewrites": self.rewrites})
-
-    def meter(self, samples: int) -> Noise:
-        """What plans cost at the outputs, beside the graph as it was before its channels were balanced."""
-        assert self.data is not None
-        return noise_meter(self.build.graph, self.build.context, self.data, samples, self.original)
 
 
 def plan_model(
@@ -129,18 +82,19 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
             found = load_statistics(statistics)
         elif data is not None:
             found = calibrate_graph(build, placement, data, options.threads, options.memory)
-    work = Planning(build, placement, found, data, options.threads, options.memory, options.memo, rewrites)
+    study = Study(build, placement, found, data, options.threads, options.memory, options.memo, rewrites)
+    study.key = {"data": fingerprint(data), "threads": options.threads, "version": __version__} if data else {}
     with build.stage("plan"):
-        plan = work.plan()
+        plan = study.plan()
     if data is None or not plan.tensors:
         return [plan]
     with build.stage("search"):
         if build.recipe.balance:
-            balance_channels(work)
-        plan = choose_rule(work) if build.recipe.activation.range == "auto" else work.plan()
+            balance_channels(study)
+        plan = choose_rule(study) if build.recipe.activation.range == "auto" else study.plan()
         if build.mode == "mixed-int8":
-            return mixed_plans(work, plan)
-        return [spare_worst(work, plan) if build.recipe.least_sqnr else plan]
+            return mixed_plans(study, plan)
+        return [spare_worst(study, plan) if build.recipe.least_sqnr else plan]
 
 
 def make_faster(build: Build, data: Data, options: Options) -> list[str]:
@@ -171,79 +125,99 @@ def calibrate_graph(build: Build, placement: Placement, data: Data, threads: int
     return found
 
 
-def balance_channels(work: Planning) -> None:
+def balance_channels(study: Study) -> None:
     """Rescale channels where that leaves less noise, and measure whether it did."""
-    build, data = work.build, work.data
+    build, data = study.build, study.data
     assert data is not None
-    static = {name for name, plan in work.placement.nodes.items() if plan.treatment is Treatment.STATIC}
+    static = {name for name, plan in study.placement.nodes.items() if plan.treatment is Treatment.STATIC}
     made = {tensor.name for node in build.graph.nodes if node.name in static for tensor in node.outputs}
-    found = sites(build.graph, work.statistics, static, made)
+    found = sites(build.graph, study.statistics, static, made)
     if not found:
         return
-    plain = work.plan("mse")
-    shares = layer_shares(build.graph, build.context.target, plain, data, SAMPLES, build.progress)
-    balance = find_balance(build.graph, found, data, work.recipe, shares, build.progress)
+    plain = study.plan("mse")
+    balance = recalled_balance(study, plain, found)
     if not balance:
         return
     trial = plain.model_copy(update={"balance": balance})
     outcome = run(BALANCE, build.graph, Context(build.context.target, trial), GIVEN)
-    other = replace(work, build=build.beside(outcome.graph), balance=balance, original=build.graph)
+    other = replace(study, build=build.beside(outcome.graph), balance=balance, original=build.graph)
     other.placement = place_graph(other.build)
-    other.statistics = calibrate_graph(other.build, other.placement, data, work.threads, work.memory)
-    if other.meter(SAMPLES)(other.plan("mse")) < CLEARLY_LESS * work.meter(SAMPLES)(plain):
+    other.statistics = calibrate_graph(other.build, other.placement, data, study.threads, study.memory)
+    if other.meter(SAMPLES)(other.plan("mse")) < CLEARLY_LESS * study.meter(SAMPLES)(plain):
         build.factors = divided(build.graph, balance)
         build.adopt(outcome)
-        work.placement, work.statistics = other.placement, other.statistics
-        work.original, work.balance = other.original, balance
+        study.placement, study.statistics = other.placement, other.statistics
+        study.original, study.balance = other.original, balance
+        study.__dict__.pop("digest", None)
 
 
-def choose_rule(work: Planning) -> Plan:
+def recalled_balance(study: Study, plain: Plan, found: list[Site]) -> dict[str, BalancePlan]:
+    """The factors that pay, each layer's gain weighed by what its noise means at the outputs."""
+    build, data = study.build, study.data
+    assert data is not None
+
+    def search() -> Any:
+        shares = layer_shares(build.graph, build.context.target, plain, data, SAMPLES, build.progress)
+        balance = find_balance(build.graph, found, data, study.recipe, shares, build.progress)
+        return {name: plan.model_dump(mode="json") for name, plan in balance.items()}
+
+    known = study.recall("balance", plain.to_json(), search)
+    return {name: BalancePlan.model_validate(plan) for name, plan in known.items()}
+
+
+def choose_rule(study: Study) -> Plan:
     """The plan by the rule that leaves the least noise at the outputs: one for all tensors, or the best for each."""
-    assert work.data is not None
-    build, measure = work.build, work.meter(RULE_SAMPLES)
-    best, least = work.plan("mse"), math.inf
+    assert study.data is not None
+    build, measure = study.build, study.meter(RULE_SAMPLES)
+    best, least = study.plan("mse"), math.inf
     for done, rule in enumerate(RULES, 1):
-        plan = work.plan(rule)
+        plan = study.plan(rule)
         noise = measure(plan)
         if noise < CLEARLY_LESS * least:
             least, best = noise, plan
         build.progress("rules", done, len(RULES))
     uniform = best.recipe.activation.range
-    single = {name for name, node in work.placement.asked.items() if build.recipe.override(node.name, node.op).range}
-    work.chosen = {
+    single = {name for name, node in study.placement.asked.items() if build.recipe.override(node.name, node.op).range}
+    study.chosen = {
         name: ends
-        for name, ends in best_ranges(
-            build.graph, work.placement.tensors, work.statistics, work.data, work.recipe, build.progress
-        ).items()
-        if name not in single and name not in work.placement.fixed
+        for name, ends in recalled_ranges(study, best).items()
+        if name not in single and name not in study.placement.fixed
     }
-    plan = work.plan(uniform)
+    plan = study.plan(uniform)
     if measure(plan) < CLEARLY_LESS * least:
         best = plan
     else:
-        work.chosen = {}
+        study.chosen = {}
     return best
 
 
-def by_rule(recipe: Recipe, rule: RangeRule) -> Recipe:
-    """The recipe with another range rule."""
-    return recipe.model_copy(update={"activation": recipe.activation.model_copy(update={"range": rule})})
+def recalled_ranges(study: Study, plain: Plan) -> dict[str, Range]:
+    """The range of each tensor that hurts the layers behind it least."""
+    build, data = study.build, study.data
+    assert data is not None
+
+    def search() -> Any:
+        found = best_ranges(build.graph, study.placement.tensors, study.statistics, data, study.recipe, build.progress)
+        return {name: list(ends) for name, ends in found.items()}
+
+    known = study.recall("ranges", plain.to_json(), search)
+    return {name: (low, high, rule) for name, (low, high, rule) in known.items()}
 
 
-def spare_worst(work: Planning, plan: Plan) -> Plan:
+def spare_worst(study: Study, plan: Plan) -> Plan:
     """Leave the layers in float that cause most of the noise, where the outputs keep less than the recipe wants."""
-    assert work.data is not None
-    build, wanted = work.build, work.recipe.least_sqnr
-    measure = work.meter(SAMPLES)
+    assert study.data is not None
+    build, wanted = study.build, study.recipe.least_sqnr
+    measure = study.meter(SAMPLES)
     before, budget = measure(plan), 10 ** (-wanted / 10)
     if before <= budget:
         return plan
-    noise = layer_shares(build.graph, build.context.target, plan, work.data, SAMPLES, build.progress)
+    noise = layer_shares(build.graph, build.context.target, plan, study.data, SAMPLES, build.progress)
     reasons = {
         name: f"In integers it alone costs too much: the outputs keep {decibels(noise[name]):.1f} dB over its noise."
         for name in worst_layers(noise, budget)
     }
-    spared = work.plan(plan.recipe.activation.range, place_graph(build, reasons))
+    spared = study.plan(plan.recipe.activation.range, place_graph(build, reasons))
     after = measure(spared)
     if min(after, before) > budget:
         build.warnings.append(
@@ -253,33 +227,38 @@ def spare_worst(work: Planning, plan: Plan) -> Plan:
     return spared if after < before else plan
 
 
-def mixed_plans(work: Planning, static: Plan) -> list[Plan]:
+def mixed_plans(study: Study, static: Plan) -> list[Plan]:
     """Plans that give each layer the form that pays: static, dynamic or float."""
-    assert work.data is not None
-    build, boldest = work.build, USUAL if work.recipe.contract.max_drop is None else BUDGETS[0]
+    assert study.data is not None
+    build, boldest = study.build, USUAL if study.recipe.contract.max_drop is None else BUDGETS[0]
     forms = Forms(build.graph, build.context.target, static)
     plans = []
-    for mixture in mixtures(Table(forms, *measure_forms(work, forms)), boldest):
+    for mixture in mixtures(Table(forms, *measure_forms(study, forms)), boldest):
         reasons = {name: plan.reason for name, plan in mixture.nodes.items()}
         placement = place_graph(build, reasons)
         dynamic = {name: plan for name, plan in mixture.nodes.items() if plan.treatment is Treatment.DYNAMIC}
         placement.nodes.update(dynamic)
-        plans.append(work.plan(static.recipe.activation.range, placement))
+        plans.append(study.plan(static.recipe.activation.range, placement))
     return plans
 
 
-def measure_forms(work: Planning, forms: Forms) -> tuple[dict[str, float], Costs]:
+def measure_forms(study: Study, forms: Forms) -> tuple[dict[str, float], Costs]:
     """Noise of each form of each layer, and microseconds of everything that can take a form."""
-    build, data = work.build, work.data
+    build, data = study.build, study.data
     assert data is not None
-    shares = forms.shares((STATIC, DYNAMIC), data, SAMPLES, build.progress)
-    linear = place_linear(build.graph, work.recipe, Treatment.DYNAMIC)
-    dynamic = decide(linear, {}, work.recipe, build.context.target)
+    noise = study.recall(
+        "shares",
+        forms.plan.to_json(),
+        lambda: dict(forms.shares((STATIC, DYNAMIC), data, SAMPLES, build.progress).noise),
+    )
+    linear = place_linear(build.graph, study.recipe, Treatment.DYNAMIC)
+    dynamic = decide(linear, {}, study.recipe, build.context.target)
     names = [name for name, plan in forms.plan.nodes.items() if plan.treatment is Treatment.STATIC]
-    watch = Stopwatch(threads=work.threads, memo=work.memo, progress=build.progress)
+    watch = Stopwatch(threads=study.threads, memo=study.memo, progress=build.progress)
     feeds = next(data.batches(1))
     plans = {STATIC: forms.plan, DYNAMIC: dynamic}
-    return shares.noise, measure_costs(build.graph, plans, names, feeds, build.context.target, watch)
+    costs = measure_costs(build.graph, plans, names, feeds, build.context.target, watch)
+    return noise, costs
 
 
 def decibels(noise: float) -> float:

@@ -31,6 +31,7 @@ FLOORS = {
     "onnxq.planning": 3,
     "onnxq.delivery": 3,
     "onnxq.options": 3,
+    "onnxq.study": 3,
     "onnxq.placement": 3,
     "onnxq.proof": 3,
     "onnxq.report": 3,

@@ -11,7 +11,8 @@ import pytest
 from onnxq.memo import JSON, Memo, canonical, default_folder
 
 KEY: dict[str, JSON] = {"shape": [1, 2], "machine": "a"}
-BROKEN = ["", "no json", "[]", "5", '{"key": {"shape": [1, 2], "machine": "a"}}', '{"value": 1}', "\udcff", "[" * 100_000]
+KEYLESS, VALUELESS = '{"value": 1}', '{"key": {"shape": [1, 2], "machine": "a"}}'
+BROKEN = ["", "no json", "[]", "5", KEYLESS, VALUELESS, "\udcff", "[" * 100_000]
 
 
 def only_file(folder: Path) -> Path:

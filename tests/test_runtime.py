@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import json
+import platform
 import re
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +18,18 @@ from onnx import parser
 from onnxq import runtime
 from onnxq.errors import DataError, ProviderError, UnsupportedModel
 from onnxq.interface import TensorSpec
-from onnxq.runtime import CPU, Session, Timing, check_providers, interleave, loaded_memory, providers, tensor_types
+from onnxq.runtime import (
+    CPU,
+    Kernel,
+    Session,
+    Timing,
+    check_providers,
+    interleave,
+    loaded_memory,
+    pool,
+    providers,
+    tensor_types,
+)
 
 X = np.array([[1, -2]], np.float32)
 
@@ -227,3 +241,59 @@ def test_memory_is_measured_in_another_process(tmp_path: Path) -> None:
     path.write_bytes(model())
     assert loaded_memory(path, {"x": X}) > 0
     assert loaded_memory(tmp_path / "gone.onnx", {"x": X}) == 0
+
+
+CPUINFO = """processor\t: 0
+model name\t: Fast CPU @ 2.60GHz
+flags\t\t: fpu avx2 avx512f avx512_vnni avx512_vnni_like rdpid
+
+processor\t: 1
+model name\t: Another
+flags\t\t: fpu
+"""
+
+
+def test_a_machine_is_told_by_what_timing_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(CPUINFO)
+    monkeypatch.setattr(runtime, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(runtime, "cpus", lambda: 2)
+    words = f"2 CPUs, onnxruntime {runtime.version()}"
+    assert runtime.machine() == f"Fast CPU @ 2.60GHz, avx2, avx512f, avx512_vnni, {words}"
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimddp i8mm\n")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    assert runtime.machine() == f"arm, asimddp, i8mm, {words}"
+    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "gone")
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "x86")
+    assert runtime.machine() == f"x86, {words}"
+
+
+def test_this_machine_has_processors() -> None:
+    assert runtime.cpus() >= 1
+    assert runtime.machine() == runtime.machine()
+
+
+def test_pooled_sessions_compute_the_same() -> None:
+    alone = Session(model()).run({"x": X})["y"].tolist()
+    for _ in range(2):  # the second pool takes the place of the first
+        with pool():
+            first, second = Session(model(), pooled=True), Session(model(), pooled=True, threads=2)
+            assert [session.run({"x": X})["y"].tolist() for session in (first, second)] == [alone, alone]
+        assert first.run({"x": X})["y"].tolist() == alone, "a session outlives its pool"
+
+
+@pytest.mark.parametrize(("quantile", "expected"), [(None, 3.0), (0.0, 1.0), (0.1, 1.4), (1.0, 50.0)])
+def test_a_quantile_of_the_runs_can_be_asked_for(tmp_path: Path, quantile: float | None, expected: float) -> None:
+    # Arrange: a session with a recording of five runs
+    file = tmp_path / "profile.json"
+    args = {"op_name": "Relu", "provider": CPU}
+    events = [{"cat": "Node", "name": "n_kernel_time", "dur": dur, "args": args} for dur in (2, 1, 50, 3, 4)]
+    file.write_text(json.dumps(events))
+    session = Session(model(), profile=True)
+    session._session.end_profiling()
+    session._session = SimpleNamespace(end_profiling=lambda: str(file))
+    # Act
+    (kernel,) = session.kernels() if quantile is None else session.kernels(quantile)
+    # Assert
+    assert kernel == Kernel("n", "Relu", CPU, expected)

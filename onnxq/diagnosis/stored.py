@@ -45,6 +45,18 @@ class StoredLayer:
         """Whether it stands for a Conv."""
         return "Conv" in self.node.op
 
+    @property
+    def returns_integers(self) -> bool:
+        """Whether its result is rounded, whoever reads it."""
+        if self.node.op not in ("Conv", "MatMul", "Gemm"):
+            return self.node.op in ("QLinearConv", "QLinearMatMul") or (
+                self.node.op == "QGemm" and len(self.node.inputs) > 7
+            )
+        readers = self.node.outputs[0].outputs
+        if len(readers) == 1 and readers[0].op in ("Relu", "Clip", "Add"):
+            readers = readers[0].outputs[0].outputs
+        return bool(readers) and all(reader.op == "QuantizeLinear" for reader in readers)
+
 
 @dataclass(frozen=True)
 class Reader:

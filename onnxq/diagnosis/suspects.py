@@ -171,7 +171,7 @@ class Work:
             if not readers and not all_of_them:
                 continue
             owner = self.owners[name].node if name in self.owners else next(iter((*tensor.inputs, *readers)))
-            axis = 1 if len(tensor.shape or ()) >= 3 and owner.op != "MatMul" else -1
+            axis = 1 if owner.op == "Conv" or len(tensor.shape or ()) >= 4 else -1
             grid = stretched(grid, _inverse(self.scaled.get(name)), axis)
             chosen = () if all_of_them else tuple(node.name for node in readers)
             self.suspect(owner).activation.append(self.switch(Switch(f"{name}: between", name, chosen, grid=grid)))
@@ -272,5 +272,5 @@ def _beside_its_scale(reader: Reader, tensor: Constant) -> Numbers | None:
         values, zero_point = weight(tensor), reader.constants.value(reader.tensors.get(f"{stem}_zero_point"))
         if scale.ndim == values.ndim and scale.size > 1:  # a row for each entry of the first axis
             scale = scale.reshape(-1)
-        return dequantized(values, scale, zero_point, 0) if scale.size in (1, len(values)) else None
+        return dequantized(values, scale, zero_point, 0) if scale.size in (1, *values.shape[:1]) else None
     return None

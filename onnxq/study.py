@@ -1,0 +1,110 @@
+"""A model on the way to its plan: what is known of it, and what was measured before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from onnxq.build import Build
+from onnxq.calibration.collect import Statistics
+from onnxq.calibration.data import Data
+from onnxq.decision import Range, decide
+from onnxq.graph import Graph, to_model
+from onnxq.memo import JSON, Memo
+from onnxq.placement import Placement
+from onnxq.plan import BalancePlan, Plan
+from onnxq.recipe import RangeRule, Recipe
+from onnxq.search.sensitivity import Noise, noise_meter
+
+
+@dataclass
+class Study:
+    """A model on the way to its plan, and what is known of it.
+
+    Attributes:
+        build: the model; its graph is replaced where channels are balanced.
+        placement: what could run on integers.
+        statistics: of the tensors that need a range.
+        data: what to measure on; None where there are only statistics, or nothing.
+        threads: threads of the runtime.
+        memory: bytes that the activations of one batch may take.
+        memo: what was measured before.
+        rewrites: passes that made it faster.
+        chosen: ranges that were found tensor by tensor.
+        balance: factors of tensors that were balanced.
+        original: the graph before that, which noise is measured against.
+        key: what measurements depend on, beside the graph and what is measured.
+    """
+
+    build: Build
+    placement: Placement
+    statistics: Statistics
+    data: Data | None
+    threads: int = 1
+    memory: int | None = None
+    memo: Memo = field(default_factory=Memo)
+    rewrites: list[str] = field(default_factory=list)
+    chosen: Mapping[str, Range] = field(default_factory=dict)
+    balance: dict[str, BalancePlan] = field(default_factory=dict)
+    original: Graph | None = None
+    key: Mapping[str, JSON] = field(default_factory=dict)
+
+    def recall(self, kind: str, what: JSON, measure: Callable[[], Any]) -> Any:
+        """What was measured before, or is measured now and remembered: interrupted work goes on where it stopped."""
+        key = {**self.key, "graph": self.digest, "what": what}
+        known = self.memo.get(kind, key)
+        if known is None:
+            known = measure()
+            self.memo.put(kind, key, known)
+        return known
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells graphs apart."""
+        return sha256(to_model(self.build.graph).SerializeToString()).hexdigest()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was asked for."""
+        return self.build.recipe
+
+    def plan(self, rule: RangeRule | None = None, placement: Placement | None = None) -> Plan:
+        """The plan by a rule for ranges (the recipe's if left out)."""
+        recipe = self.recipe if rule is None else by_rule(self.recipe, rule)
+        target = self.build.context.target
+        made = decide(placement or self.placement, self.statistics, recipe, target, self.chosen)
+        return made.model_copy(update={"balance": self.balance, "rewrites": self.rewrites})
+
+    def meter(self, samples: int) -> Noise:
+        """What plans cost at the outputs, beside the graph as it was before its channels were balanced."""
+        assert self.data is not None
+        data, meters = self.data, dict[str, Noise]()
+
+        def measure(plan: Plan) -> float:
+            if not meters:
+                meters["noise"] = noise_meter(self.build.graph, self.build.context, data, samples, self.original)
+            return meters["noise"](plan)
+
+        def recalled(plan: Plan) -> float:
+            return float(self.recall("noise", [samples, plan.to_json()], lambda: measure(plan)))
+
+        return recalled
+
+
+def by_rule(recipe: Recipe, rule: RangeRule) -> Recipe:
+    """The recipe with another range rule."""
+    return recipe.model_copy(update={"activation": recipe.activation.model_copy(update={"range": rule})})
+
+
+def fingerprint(data: Data) -> JSON:
+    """Tells data apart: its description, how much there is, and what the first samples hold."""
+    held = sha256()
+    for feeds in data.take(slice(0, 4)).batches(1):
+        for name, value in sorted(feeds.items()):
+            held.update(name.encode() + str(value.shape).encode() + np.ascontiguousarray(value).tobytes())
+    return [data.description, len(data), held.hexdigest()]
