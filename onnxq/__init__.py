@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxq.api import bench, calibrate, describe_passes, inspect, optimize, validate
+    from onnxq.api import bench, calibrate, describe_passes, explain, inspect, optimize, validate
+    from onnxq.diagnosis.findings import Diagnosis
     from onnxq.errors import OnnxqError
     from onnxq.options import Options
     from onnxq.plan import Plan
@@ -28,12 +29,14 @@ HOMES = {
     "inspect": "onnxq.api",
     "optimize": "onnxq.api",
     "describe_passes": "onnxq.api",
+    "explain": "onnxq.api",
     "validate": "onnxq.api",
     "OnnxqError": "onnxq.errors",
     "Plan": "onnxq.plan",
     "Proof": "onnxq.proof",
     "Recipe": "onnxq.recipe",
     "Contract": "onnxq.recipe",
+    "Diagnosis": "onnxq.diagnosis.findings",
 }
 """Where the public names live; they are imported when they are first used, so that `onnxq --help` is quick."""
 
@@ -41,6 +44,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Contract",
+    "Diagnosis",
     "OnnxqError",
     "Options",
     "Plan",
@@ -51,6 +55,7 @@ __all__ = [
     "bench",
     "calibrate",
     "describe_passes",
+    "explain",
     "inspect",
     "optimize",
     "validate",

@@ -13,8 +13,10 @@ from onnxq.build import Build, Nothing, choose_mode, prepare, typed
 from onnxq.calibration.collect import save_statistics
 from onnxq.calibration.data import Data, DataSource, open_data
 from onnxq.comparison import batch_size
-from onnxq.delivery import Delivery, deliver, leave_alone
-from onnxq.errors import DataError, ModelError, RecipeError, UnsupportedModel
+from onnxq.delivery import Delivery, deliver, deliver_frontier, give_up
+from onnxq.diagnosis.examination import SAMPLES, Settings, examine, normal
+from onnxq.diagnosis.findings import Diagnosis
+from onnxq.errors import DataError, ModelError, OutputError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph
 from onnxq.inspection import Summary, has_scales, summarize
 from onnxq.metric import check
@@ -66,6 +68,7 @@ def optimize(
         raise RecipeError("A plan holds its ranges already: give --plan or --statistics, not both.")
     source = load(model)
     target = _target(model, output)
+    _check_keep_best(model, target, options.keep_best)
     wanted = plan.recipe if plan else recipe or Recipe()
     feeds = None if data is None else open_data(data, source.interface().inputs)
     mode = choose_mode(wanted, feeds is not None, bool(plan or statistics)) if not has_scales(source) else "static-int8"
@@ -83,8 +86,9 @@ def optimize(
         try:
             plans = plan_model(build, plan, calibration, [Path(path) for path in statistics], options)
         except Nothing as nothing:
-            return leave_alone(str(nothing), build, delivery)
-        result = deliver(build, plans, delivery)
+            return give_up(str(nothing), build, delivery)
+        points = deliver_frontier(build, plans, delivery, options.frontier) if options.frontier and plans else []
+        result = deliver(build, plans, delivery).model_copy(update={"frontier": points})
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
 
@@ -112,6 +116,15 @@ def _target(model: Source, output: Path | str | None) -> Path | None:
     target = Path(output) if output is not None else Path(str(model)).with_suffix(".int8.onnx")
     check_output(model, target)
     return target
+
+
+def _check_keep_best(model: Source, target: Path | None, place: Path | None) -> None:
+    """Find out before the work whether the best model can be kept. Raises OutputError."""
+    if place is None:
+        return
+    check_output(model, place)
+    if target is not None and place.resolve() == target.resolve():
+        raise OutputError(f"The output and the best model to keep are both '{place}'. Name two files.")
 
 
 @contextmanager
@@ -219,6 +232,41 @@ def validate(
             )
             for provider in options.providers
         ]
+
+
+def explain(
+    reference: Source,
+    candidate: Source,
+    *,
+    data: DataSource,
+    top: int = 5,
+    samples: int = SAMPLES,
+    options: Options | None = None,
+) -> Diagnosis:
+    """Say where the error of a quantized model comes from, whoever quantized it, and what would help.
+
+    Args:
+        reference: the float model.
+        candidate: what a quantizer made of it.
+        data: what to run them on.
+        top: operators for which cures are simulated.
+        samples: samples on which noise is measured; ranks of operators settle with few.
+        options: threads, memory and progress count.
+
+    Raises:
+        ModelError: a model cannot be read, their interfaces differ, the first is quantized, or the second is not.
+        DataError: the data does not fit.
+    """
+    options = options or Options()
+    first, second = load(reference), load(candidate)
+    _same_interface(first, second)
+    feeds = open_data(data, first.interface().inputs)
+    with _named(reference):
+        first = normal(first)
+    with _as_file(candidate, second) as file, _named(candidate):
+        measured, second = runtime.Session(file, threads=options.threads), normal(second)
+    settings = Settings(top, samples, options.threads, options.memory, options.progress)
+    return examine(first, second, measured.run, feeds, settings)
 
 
 def _same_interface(first: Graph, second: Graph) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,17 +67,21 @@ def optimize(
     symmetric: flags.Symmetric = None,
     weights: flags.Weights = None,
     per_channel: flags.PerChannel = None,
+    balance: flags.Balance = None,
     keep_float: flags.KeepFloat = None,
     plan: flags.PlanFile = None,
     metric: flags.MetricName = None,
     max_drop: flags.MaxDrop = None,
     min_speedup: flags.MinSpeedup = None,
     max_size: flags.MaxSize = None,
+    keep_best: flags.KeepBest = None,
     threads: flags.Threads = 1,
     batch: flags.Batch = 1,
     seconds: flags.Seconds = 3.0,
     check: flags.Check = True,
     force: flags.Force = False,
+    cache: flags.CacheFolder = None,
+    no_cache: flags.NoCache = False,
     save_plan: flags.SavePlan = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
@@ -97,6 +101,7 @@ def optimize(
         "target": target,
         "format": format,
         "least_sqnr": least_sqnr,
+        "balance": balance,
         "activation": {"format": activations, "symmetric": symmetric, "range": range_rule, "percent": percent},
         "weight": {"format": weights, "per_channel": per_channel},
         "contract": limits,
@@ -104,13 +109,14 @@ def optimize(
     }
     if plan is not None and (recipe is not None or flags.given(wishes)):
         raise RecipeError("--plan brings its own recipe. Leave out --recipe and its flags, or edit the plan.")
-    if not check and flags.given(limits):
+    if not check and (flags.given(limits) or keep_best is not None):
         raise RecipeError("--no-validate leaves nothing to judge a contract by. Leave it out, or the contract.")
+    memo = flags.memo_of(cache, no_cache)
     chosen = flags.make_wish(recipe, wishes)
     followed = None if plan is None else read_plan(plan)
-    for written in (output, save_plan):
+    for written in (output, save_plan, keep_best):
         flags.keep_apart(written, data=data, validation=validation, recipe=recipe, plan=plan)
-    _check_save_plan(model, output, save_plan)
+    _check_outputs(model, {"--output": output, "--save-plan": save_plan, "--keep-best": keep_best})
     with told(quiet) as progress:
         result = api.optimize(
             model,
@@ -128,6 +134,8 @@ def optimize(
                 memory=flags.bytes_of(memory),
                 check=check,
                 force=force,
+                keep_best=keep_best,
+                memo=memo,
                 progress=progress,
             ),
         )
@@ -137,15 +145,19 @@ def optimize(
     return 1 if result.status == "rejected" else 0
 
 
-def _check_save_plan(model: Path, output: Path | None, plan: Path | None) -> None:
-    """Find out before the work whether a plan can be written."""
-    if plan is None:
-        return
+def _check_outputs(model: Path, places: Mapping[str, Path | None]) -> None:
+    """Find out before the work whether everything beside the model can be written, each to a file of its own."""
     from onnxq.modelfile import check_output
 
-    check_output(model, plan)
-    if output is not None and plan.resolve() == output.resolve():
-        raise RecipeError(f"--save-plan and --output both name '{plan}'. Name two files.")
+    named: dict[Path, str] = {}
+    for flag, place in places.items():
+        if place is None:
+            continue
+        if flag != "--output":  # which the API checks, once it has read the model
+            check_output(model, place)
+        if place.resolve() in named:
+            raise RecipeError(f"{flag} and {named[place.resolve()]} both name '{place}'. Name two files.")
+        named[place.resolve()] = flag
 
 
 def _save_plan(result: Result, place: Path | None) -> Result:
@@ -257,6 +269,29 @@ def shortcomings(proof: Proof, min_cosine: float, min_agreement: float | None) -
         if min_agreement is not None and output.agreement is not None and output.agreement < min_agreement:
             found.append(f"{place} agrees in {100 * output.agreement:.2f} % of cases, below {100 * min_agreement:g} %.")
     return found
+
+
+@app.command()
+def explain(
+    reference: flags.FloatModel,
+    candidate: flags.OtherModel,
+    data: flags.NeededData,
+    top: flags.Top = 5,
+    samples: flags.NoiseSamples = 8,
+    memory: flags.Memory = None,
+    threads: flags.Threads = 1,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Say where the error of a quantized model comes from, whoever quantized it, and what would help."""
+    from onnxq import api, diagnosis_table
+    from onnxq.options import Options
+
+    with told(quiet) as progress:
+        options = Options(threads=threads, memory=flags.bytes_of(memory), progress=progress)
+        found = api.explain(reference, candidate, data=data, top=top, samples=samples, options=options)
+    report(found, lambda: diagnosis_table.diagnosis(candidate, found, top), as_json, quiet)
+    return 0
 
 
 @app.command()

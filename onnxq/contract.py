@@ -60,8 +60,13 @@ def judge(contract: Contract, proof: Proof, random: bool) -> Verdict:
 
 
 def keeps(score: Score, contract: Contract) -> bool:
-    """Whether a drop is allowed; a limit of 1 % allows one sample in a hundred, however that is rounded."""
-    return score.drop <= contract.limit(score.metric) + 1e-12
+    """Whether a drop is allowed; a limit of 1 % allows one sample in a hundred, however that is rounded.
+
+    Where nobody asked for a certain limit, a few samples do not condemn a model: the drop counts less two standard
+    errors.
+    """
+    doubt = 2 * (score.standard_error or 0.0) if contract.max_drop is None else 0.0
+    return score.drop - doubt <= contract.limit(score.metric) + 1e-12
 
 
 def beside_limit(score: Score, contract: Contract) -> str:

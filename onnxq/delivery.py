@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,9 +19,13 @@ from onnxq.memo import JSON
 from onnxq.modelfile import load, replacing, save
 from onnxq.options import Options
 from onnxq.plan import Plan, Treatment
-from onnxq.proof import Proof, prove
-from onnxq.result import Rejected, Result, broken, float_nodes, make_result
+from onnxq.proof import Proof, disk_size, prove
+from onnxq.recipe import Contract
+from onnxq.result import Point, Rejected, Result, broken, float_nodes, make_result
 from onnxq.rewrite import Change
+
+USUAL_NOISE = 0.01
+"""Noise over signal that a model may leave at its outputs where nobody says how accurate it has to be: 20 dB."""
 
 IN_THE_WAY = 3
 """How many layers a rejection names."""
@@ -51,8 +55,11 @@ class Delivery:
 def deliver(build: Build, plans: Sequence[Plan], delivery: Delivery) -> Result:
     """Try plans in order; the first that keeps the contract is written. Without plans the graph goes as it is.
 
-    Where none keeps it, the float model does, unless speed or size were asked for: then nothing is written.
+    Plans that are predicted to leave more noise than usual are tried only where a certain drop is allowed. Where none
+    keeps the contract, the float model does, unless speed or size were asked for: then nothing is written.
     """
+    if build.recipe.contract.max_drop is None:
+        plans = [plan for plan in plans if plan.noise is None or plan.noise <= USUAL_NOISE] or plans
     prepared, changes = build.graph, dict(build.changes)
     tried: list[tuple[Plan | None, Result, Verdict]] = []
     wanted: Sequence[Plan | None] = plans or [None]
@@ -61,20 +68,70 @@ def deliver(build: Build, plans: Sequence[Plan], delivery: Delivery) -> Result:
         if verdict.holds or delivery.options.force:
             return result
         tried.append((plan, result, verdict))
-    best, result, verdict = min(tried, key=lambda entry: _shortfall(entry[1], entry[2]))
-    keep = delivery.options.keep_best
-    if keep is not None:
-        build.graph, build.plan, build.changes = prepared, best, dict(changes)
-        if best is not None:
-            quantize(build)
-        with replacing(keep) as file:
-            save(build.graph, file)
-        result = result.model_copy(update={"kept": str(keep)})
-    reason = " ".join(verdict.reasons)
-    if _float_will_do(build, delivery, result):
-        return leave_alone(reason, build, delivery)
-    in_the_way = _in_the_way(best)
-    return result.model_copy(update={"status": "rejected", "reason": f"{reason}{in_the_way}", "output": None})
+    best, result, verdict = min(tried, key=lambda entry: _shortfall(*entry))
+    build.plan = best
+    kept = _keep(build, (prepared, changes), delivery.options.keep_best)
+    if delivery.judged and _float_keeps(build.recipe.contract, delivery):
+        result = leave_alone(result.reason, build, delivery)
+    else:
+        result = result.model_copy(update={"reason": f"{result.reason}{_in_the_way(best)}"})
+    return result.model_copy(update={"kept": kept, "warnings": [*result.warnings, *verdict.notes]})
+
+
+def _quantized(build: Build, plan: Plan | None, start: tuple[Graph, dict[str, list[Change]]]) -> None:
+    """Quantize the prepared graph by a plan; without one it stays as it is."""
+    build.graph, build.plan = start[0], plan
+    build.changes = {name: list(found) for name, found in start[1].items()}
+    if plan is not None:
+        quantize(build)
+
+
+def _keep(build: Build, start: tuple[Graph, dict[str, list[Change]]], place: Path | None) -> str | None:
+    """Write the best of the models that break the contract to where it can be looked at."""
+    if place is None:
+        return None
+    _quantized(build, build.plan, start)
+    with replacing(place) as file:
+        save(build.graph, file)
+    return str(place)
+
+
+def deliver_frontier(build: Build, plans: Sequence[Plan], delivery: Delivery, folder: Path) -> list[Point]:
+    """Write a model for each plan that no other beats in size, latency and accuracy; the build is left as it was."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start, changes, plan = build.graph, dict(build.changes), build.plan
+    name = (delivery.target or delivery.reference[0]).stem
+    points: list[Point] = []
+    for number, choice in enumerate(plans, 1):
+        own = replace(delivery, target=folder / f"{name}.{number}.onnx", judged=False)
+        result, _ = _attempt(build, choice, (start, changes), own)
+        if result.status == "optimized" and result.proof is not None and result.output is not None:
+            points.append(_point(build, result.proof, result.output, delivery))
+    build.graph, build.changes, build.plan = start, changes, plan
+    kept = [point for point in points if not any(_beats(other, point) for other in points)]
+    for point in points:
+        if point not in kept:
+            Path(point.file).unlink()
+    return kept
+
+
+def _point(build: Build, proof: Proof, file: str, delivery: Delivery) -> Point:
+    noise = [output.sqnr_db for output in proof.outputs.values() if output.sqnr_db is not None]
+    return Point(
+        file=file,
+        size=proof.size,
+        milliseconds=proof.milliseconds,
+        speedup=proof.speedup,
+        drop=proof.score.drop if proof.score is not None else None,
+        sqnr_db=min(noise, default=None),
+        holds=judge(build.recipe.contract, proof, delivery.data.is_random).holds,
+    )
+
+
+def _beats(one: Point, other: Point) -> bool:
+    """Whether a model is at least as good in everything, and better in something."""
+    pairs = [(one.size, other.size), (-one.speedup, -other.speedup), (-(one.sqnr_db or 1e9), -(other.sqnr_db or 1e9))]
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def _attempt(
@@ -82,10 +139,7 @@ def _attempt(
 ) -> tuple[Result, Verdict]:
     """Quantize by one plan, write, prove; what breaks the contract is taken back."""
     options, target = delivery.options, delivery.target
-    if plan is not None:
-        build.graph, build.plan = start[0], plan
-        build.changes = {name: list(found) for name, found in start[1].items()}
-        quantize(build)
+    _quantized(build, plan, start)
     with TemporaryDirectory(prefix="onnxq.") as scratch:
         try:
             with replacing(target or Path(scratch) / "model.onnx") as file:
@@ -96,42 +150,48 @@ def _attempt(
                 verdict = _verdict(build, file, proof, delivery)
                 result = make_result(build, "optimized", "", target, proof, delivery.data.is_random)
                 if verdict.holds or options.force:
-                    return result.model_copy(update={"warnings": [*result.warnings, *verdict.notes]}), verdict
+                    said = [*result.warnings, *verdict.reasons, *verdict.notes]
+                    return result.model_copy(update={"warnings": said}), verdict
                 raise Rejected(" ".join(verdict.reasons))
         except Rejected as rejection:
             return make_result(build, "rejected", str(rejection), None, proof, delivery.data.is_random), verdict
 
 
 def _verdict(build: Build, file: Path, proof: Proof | None, delivery: Delivery) -> Verdict:
-    """Whether a model may be written; what was decided about the same two files before is decided again."""
+    """Whether a model may be written; the speed that decided about the same two files before decides again."""
     random = delivery.data.is_random
     reason = broken(proof) if not random else ""
     if reason:
         return Verdict(holds=False, reasons=[reason])
+    if delivery.judged and _is_float(build.plan):
+        return Verdict(holds=False, reasons=["No layer runs faster in integers here without losing too much accuracy."])
     if proof is None or not delivery.judged:
         return Verdict(holds=True)
-    memo, key = (
-        delivery.options.memo,
-        _key(file, delivery) | {"contract": build.recipe.contract.model_dump(mode="json")},
-    )
-    known = memo.get("verdict", key)
-    if isinstance(known, dict):
-        return Verdict.model_validate(known)
-    found = judge(build.recipe.contract, proof, random)
-    memo.put("verdict", key, found.model_dump(mode="json"))
-    return found
+    memo, key = delivery.options.memo, _key(file, delivery)
+    known = memo.get("speedup", key)
+    speedup = known if isinstance(known, float) else proof.speedup
+    memo.put("speedup", key, speedup)
+    return judge(build.recipe.contract, proof.model_copy(update={"speedup": speedup}), random)
+
+
+def _is_float(plan: Plan | None) -> bool:
+    """Whether a plan changes nothing."""
+    if plan is None or plan.rewrites or plan.masks:
+        return False
+    return all(node.treatment is Treatment.FLOAT for node in plan.nodes.values())
 
 
 def _key(file: Path, delivery: Delivery) -> dict[str, JSON]:
-    """What a comparison of two files depends on."""
+    """What a comparison of the speed of two files depends on."""
     options = delivery.options
     digests = [sha256(path.read_bytes()).hexdigest() for path in (delivery.reference[0], file)]
     return {
         "models": [*digests],
         "data": delivery.data.description,
-        "samples": len(delivery.data),
+        "provider": options.providers[0],
         "threads": options.threads,
         "batch": options.batch,
+        "seconds": options.seconds,
         "machine": runtime.machine(),
     }
 
@@ -159,19 +219,17 @@ def _proof(build: Build, file: Path, delivery: Delivery) -> Proof | None:
     )
 
 
-def _shortfall(result: Result, verdict: Verdict) -> tuple[int, float]:
-    """How far a model is from its contract: limits broken, then what accuracy it loses."""
+def _shortfall(plan: Plan | None, result: Result, verdict: Verdict) -> tuple[bool, int, float]:
+    """How far a model is from its contract: limits broken, then what accuracy it loses. A float one comes last."""
     score = None if result.proof is None else result.proof.score
-    return len(verdict.reasons), score.drop if score is not None else 0.0
+    return _is_float(plan), len(verdict.reasons), score.drop if score is not None else 0.0
 
 
-def _float_will_do(build: Build, delivery: Delivery, result: Result) -> bool:
-    """Whether the float model keeps the contract that the quantized ones broke."""
-    contract = build.recipe.contract
-    if not delivery.judged or result.proof is None:
-        return False
-    most = contract.most_bytes(result.proof.size_float)
-    return contract.min_speedup <= 1 and (most is None or result.proof.size_float <= most)
+def _float_keeps(contract: Contract, delivery: Delivery) -> bool:
+    """Whether the float model itself keeps the contract."""
+    size = disk_size(*delivery.reference)
+    most = contract.most_bytes(size)
+    return contract.min_speedup <= 1 and (most is None or size <= most)
 
 
 def _in_the_way(plan: Plan | None) -> str:
@@ -182,6 +240,13 @@ def _in_the_way(plan: Plan | None) -> str:
     times: Mapping[str, float] = {name: plan.nodes[name].measured.get("float us", 0.0) for name in layers}
     worst = sorted(layers, key=lambda name: -times[name])[:IN_THE_WAY]
     return f" In the way stand {', '.join(repr(name) for name in worst)}, which lose too much accuracy in integers."
+
+
+def give_up(reason: str, build: Build, delivery: Delivery) -> Result:
+    """What to do with a model that there is nothing to do about: leave it alone, unless that breaks the contract."""
+    if not delivery.judged or _float_keeps(build.recipe.contract, delivery):
+        return leave_alone(reason, build, delivery)
+    return make_result(build, "rejected", f"{reason} As it is, it breaks the contract.", None, None, False)
 
 
 def leave_alone(reason: str, build: Build, delivery: Delivery) -> Result:

@@ -13,9 +13,10 @@ from onnxq import quantities
 from onnxq.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
+    from onnxq.memo import Memo
     from onnxq.recipe import Recipe
 
-MODES = ("auto", "static-int8", "dynamic-int8", "weight-int8")
+MODES = ("auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8")
 """What `--recipe` takes by name; anything else is a file."""
 
 SOURCE = "SOURCE"
@@ -88,6 +89,16 @@ StatisticsFiles = Annotated[
 Samples = Annotated[
     int, typer.Option("--samples", metavar="N", min=1, rich_help_panel=DATA, help="How many samples calibrate at most.")
 ]
+NoiseSamples = Annotated[
+    int,
+    typer.Option("--samples", metavar="N", min=1, rich_help_panel=DATA, help="On how many samples noise is measured."),
+]
+Top = Annotated[
+    int,
+    typer.Option(
+        "--top", metavar="N", min=0, rich_help_panel=RESULT, help="For how many operators cures are simulated."
+    ),
+]
 Memory = Annotated[
     str | None,
     typer.Option(
@@ -105,8 +116,9 @@ RecipeName = Annotated[
         "--recipe",
         metavar="NAME|FILE",
         rich_help_panel=RECIPE,
-        help="auto (default: static with data, dynamic without), static-int8, dynamic-int8, weight-int8, "
-        "or a .toml file; flags override the file.",
+        help="auto (default: mixed-int8 with data, dynamic-int8 without), mixed-int8 (each layer static, dynamic or "
+        "float, by measured noise and time), static-int8, dynamic-int8, weight-int8, or a .toml file; flags override "
+        "the file.",
         show_default=False,
     ),
 ]
@@ -196,6 +208,15 @@ PerChannel = Annotated[
         show_default=False,
     ),
 ]
+Balance = Annotated[
+    bool | None,
+    typer.Option(
+        "--balance/--no-balance",
+        rich_help_panel=RECIPE,
+        help="Whether channels may be rescaled against each other where that leaves less noise; they may by default.",
+        show_default=False,
+    ),
+]
 KeepFloat = Annotated[
     list[str] | None,
     typer.Option(
@@ -265,7 +286,8 @@ MinSpeedup = Annotated[
         "--min-speedup",
         metavar="X",
         rich_help_panel=CONTRACT,
-        help="How many times as fast as the float model it must be. If left out, 1: not clearly slower.",
+        help="How many times as fast as the float model it must be. If left out, 1; a single recipe like static-int8 "
+        "is held to that only where something else of a contract is asked for.",
         show_default=False,
     ),
 ]
@@ -276,6 +298,16 @@ MaxSize = Annotated[
         metavar="SIZE",
         rich_help_panel=CONTRACT,
         help="What the written model may take: 50MB, or 30% of the float model.",
+        show_default=False,
+    ),
+]
+KeepBest = Annotated[
+    Path | None,
+    typer.Option(
+        "--keep-best",
+        metavar="FILE",
+        rich_help_panel=CONTRACT,
+        help="Where to put the best model that was found, should none keep the contract.",
         show_default=False,
     ),
 ]
@@ -306,7 +338,26 @@ Check = Annotated[
 ]
 Force = Annotated[
     bool,
-    typer.Option("--force", rich_help_panel=PROOF, help="Write the model even where it proves to be broken."),
+    typer.Option(
+        "--force",
+        rich_help_panel=PROOF,
+        help="Write the model even where it proves to be broken, or breaks the contract.",
+    ),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        file_okay=False,
+        rich_help_panel=PROOF,
+        help="Where measurements are remembered, so that later runs decide alike and interrupted ones go on; "
+        "ONNXQ_CACHE or ~/.cache/onnxq if left out.",
+        show_default=False,
+    ),
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", rich_help_panel=PROOF, help="Measure everything anew, and remember nothing.")
 ]
 LeastCosine = Annotated[
     float,
@@ -347,6 +398,15 @@ def bytes_of(size: str | None) -> int | None:
         return None if size is None else quantities.bytes_of(size)
     except ValueError as error:
         raise RecipeError(f"--memory {error}") from None
+
+
+def memo_of(folder: Path | None, forgetful: bool) -> Memo:
+    """What `--cache` and `--no-cache` ask for. Raises RecipeError where both were given."""
+    from onnxq.memo import Memo, default_folder
+
+    if folder is not None and forgetful:
+        raise RecipeError("--cache and --no-cache contradict each other. Give one of them.")
+    return Memo(None if forgetful else folder or default_folder())
 
 
 def keep_apart(output: Path | None, **inputs: Path | str | None) -> None:

@@ -27,6 +27,7 @@ class Options:
         check: whether to validate; without it nothing is proven.
         force: write the model even where validation rejects it.
         keep_best: where to put the best model that was found, should none keep the contract; None: nowhere.
+        frontier: folder for a handful of models from bold to cautious, beside the one that is chosen; None: none.
         providers: execution providers that validate; the first one is timed.
         memo: what was measured before: interrupted work goes on where it stopped, and later runs decide alike.
         progress: told what is going on.
@@ -40,6 +41,7 @@ class Options:
     check: bool = True
     force: bool = False
     keep_best: Path | None = None
+    frontier: Path | None = None
     providers: tuple[str, ...] = (runtime.CPU,)
     memo: Memo = field(default_factory=_default_memo)
     progress: Progress = silent

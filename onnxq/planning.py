@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from onnxq.recipe import RangeRule
 from onnxq.search.balance import Site, find_balance, sites
 from onnxq.search.cost import Costs, measure_costs
 from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
-from onnxq.search.mix import BUDGETS, USUAL, Table, mixtures
+from onnxq.search.mix import Table, mixtures
 from onnxq.search.reach import best_ranges
 from onnxq.search.rewrites import worth_it
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
@@ -39,6 +40,9 @@ from onnxq.study import Study, by_rule, fingerprint
 
 RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
 """What `range = "auto"` tries for all tensors alike, in the order of preference."""
+
+WELL_KNOWN = 512
+"""Values of a channel that tell how far it reaches; after fewer, unseen data goes past it, and would be cut off."""
 
 CLEARLY_LESS = 0.9
 """Something replaces an earlier choice where it leaves less than this share of its noise (half a decibel)."""
@@ -131,7 +135,8 @@ def balance_channels(study: Study) -> None:
     assert data is not None
     static = {name for name, plan in study.placement.nodes.items() if plan.treatment is Treatment.STATIC}
     made = {tensor.name for node in build.graph.nodes if node.name in static for tensor in node.outputs}
-    found = sites(build.graph, study.statistics, static, made)
+    known = {name: seen for name, seen in study.statistics.items() if seen.sums.count >= WELL_KNOWN}
+    found = sites(build.graph, known, static, made)
     if not found:
         return
     plain = study.plan("mse")
@@ -228,17 +233,19 @@ def spare_worst(study: Study, plan: Plan) -> Plan:
 
 
 def mixed_plans(study: Study, static: Plan) -> list[Plan]:
-    """Plans that give each layer the form that pays: static, dynamic or float."""
+    """Plans that give each layer the form that pays: static, dynamic or float; from bold to cautious."""
     assert study.data is not None
-    build, boldest = study.build, USUAL if study.recipe.contract.max_drop is None else BUDGETS[0]
+    build = study.build
     forms = Forms(build.graph, build.context.target, static)
     plans = []
-    for mixture in mixtures(Table(forms, *measure_forms(study, forms)), boldest):
+    for mixture in mixtures(Table(forms, *measure_forms(study, forms))):
         reasons = {name: plan.reason for name, plan in mixture.nodes.items()}
         placement = place_graph(build, reasons)
         dynamic = {name: plan for name, plan in mixture.nodes.items() if plan.treatment is Treatment.DYNAMIC}
         placement.nodes.update(dynamic)
-        plans.append(study.plan(static.recipe.activation.range, placement))
+        plan = study.plan(static.recipe.activation.range, placement)
+        predicted = {"noise": rounded(mixture.noise), "microseconds": rounded(mixture.microseconds)}
+        plans.append(plan.model_copy(update=predicted))
     return plans
 
 
@@ -259,6 +266,11 @@ def measure_forms(study: Study, forms: Forms) -> tuple[dict[str, float], Costs]:
     plans = {STATIC: forms.plan, DYNAMIC: dynamic}
     costs = measure_costs(build.graph, plans, names, feeds, build.context.target, watch)
     return noise, costs
+
+
+def rounded(value: float) -> float:
+    """Three digits: what a prediction is worth."""
+    return float(f"{value:.3g}")
 
 
 def decibels(noise: float) -> float:

@@ -17,12 +17,34 @@ LEAST_COSINE = 0.9
 """A mean cosine of an output below this means that the model is broken, not that it is quantized."""
 
 
+class Point(Record):
+    """One of several models between cautious and bold.
+
+    Attributes:
+        file: where it is.
+        size: its bytes.
+        milliseconds: its median latency.
+        speedup: how many times as fast as the float model it is.
+        drop: what it loses by the metric of the contract; None where that was not measured.
+        sqnr_db: signal to quantization noise of its worst output; None where there is no noise.
+        holds: whether it keeps the contract.
+    """
+
+    file: str
+    size: int
+    milliseconds: float
+    speedup: float
+    drop: float | None
+    sqnr_db: float | None
+    holds: bool
+
+
 class Result(Record):
     """What `optimize` did.
 
     Attributes:
-        status: `optimized`; `left alone`: the output is the input, for a reason; `rejected`: the outputs were too far
-            from those of the float model, and nothing was written.
+        status: `optimized`; `left alone`: the output is the input, for a reason; `rejected`: nothing keeps the
+            contract, or the outputs were too far from those of the float model, and nothing was written.
         reason: why it was left alone or rejected; empty otherwise.
         output: the file that was written; None where none was.
         mode: what was built.
@@ -33,6 +55,7 @@ class Result(Record):
         seconds: time by stage.
         random: whether validation ran on made-up data, so that its accuracy says little.
         calibrated: how many samples calibrated; 0 where none were needed.
+        frontier: models from bold to cautious, none of which another one beats in everything, if that was asked for.
         kept: where the best model went that breaks the contract, if that was asked for.
     """
 
@@ -47,6 +70,7 @@ class Result(Record):
     seconds: dict[str, float] = {}
     random: bool = False
     calibrated: int = 0
+    frontier: list[Point] = []
     kept: str | None = None
 
 

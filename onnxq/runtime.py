@@ -183,7 +183,7 @@ class Session:
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and "op_name" in args:
                 key = (event["name"].removesuffix("_kernel_time"), args["op_name"], args.get("provider", ""))
                 times.setdefault(key, []).append(float(event["dur"]))
-        return [Kernel(*key, float(np.median(durations))) for key, durations in times.items()]
+        return [Kernel(*key, float(np.quantile(durations, quantile))) for key, durations in times.items()]
 
 
 @contextmanager

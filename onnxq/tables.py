@@ -271,6 +271,7 @@ def result(model: Path, found: Result, contract: Contract) -> RenderableType:
         rows.append(("Measured", _conditions(found.proof)))
     rows += [("Data", _data(found))] if _data(found) else []
     rows += [("Warning", Text(warning, style="yellow", overflow="fold")) for warning in found.warnings]
+    rows += [("Best kept", Text(found.kept, overflow="fold"))] if found.kept else []
     rows.append(("File", _file(found)))
     return Group(*parts, _sheet(rows))
 

@@ -1,11 +1,13 @@
-"""Two small layers and their data, and the command line as a function."""
+"""Small models and their data, a clock that tells fixed times, and the command line as a function."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,23 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxq import planning, proof
 from onnxq.__main__ import run
+from onnxq.runtime import CPU, Kernel, Timing
+from onnxq.search import rewrites
+from onnxq.search.stopwatch import Sample, Stopwatch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests measure is remembered in a folder of this run, by other processes too.
+
+    No fixture: `Options` that stand at the top of a test file are made before the first one runs.
+    """
+    folder = TemporaryDirectory(prefix="onnxq.cache.")
+    config.add_cleanup(folder.cleanup)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("ONNXQ_CACHE", folder.name)
+    config.add_cleanup(patch.undo)
 
 
 @dataclass(frozen=True)
@@ -63,6 +81,63 @@ def two_layers() -> onnx.ModelProto:
         [numpy_helper.from_array(random.standard_normal(s).astype(np.float32), n) for n, s in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def chain(*, outlier: float) -> onnx.ModelProto:
+    """Four convolutions with Relu; one channel of the second's output is `outlier` times as large as the others."""
+    rng = np.random.default_rng(3)
+    weights = [rng.normal(0, 0.25, (8, 8, 3, 3)).astype(np.float32) for _ in range(4)]
+    weights[1][0] *= outlier
+    weights[2][:, 0] /= outlier
+    nodes, tensors, last = [], [], "x"
+    for index, values in enumerate(weights):
+        tensors.append(numpy_helper.from_array(values, f"w{index}"))
+        output = "y" if index == 3 else f"r{index}"
+        nodes.append(helper.make_node("Conv", [last, f"w{index}"], [f"c{index}"], f"conv{index}", pads=[1] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{index}"], [output], f"relu{index}"))
+        last = output
+    shape: list[str | int | None] = ["batch", 8, 12, 12]
+    infos = [helper.make_tensor_value_info(name, 1, shape) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "chain", infos[:1], infos[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@dataclass
+class Clock:
+    """What models and their parts take, in place of real time.
+
+    Attributes:
+        speedups: of the candidates beside the float model, in the order in which they are timed; the last one stays.
+        microseconds: of every part of a model by its form; what stands between forms takes 1.
+        timed: how many candidates were timed.
+    """
+
+    speedups: list[float] = field(default_factory=lambda: [2.0])
+    microseconds: dict[str, float] = field(default_factory=lambda: {"float": 90.0, "dynamic": 60.0, "static": 30.0})
+    timed: int = 0
+
+    def interleave(self, sessions: Sequence[object], feeds: object, **_: object) -> list[Timing]:
+        """In place of `onnxq.proof.interleave`."""
+        speedup = self.speedups[min(self.timed, len(self.speedups) - 1)]
+        self.timed += 1
+        return [Timing(6.0, 1.0), Timing(6.0 / speedup, speedup)]
+
+    def take_turns(self, samples: Mapping[str, Sequence[Sample]], watch: Stopwatch) -> dict[str, list[list[Kernel]]]:
+        """In place of `onnxq.search.stopwatch.take_turns`."""
+        kernels = {form: [Kernel("part", "Part", CPU, self.microseconds.get(form, 1.0))] for form in samples}
+        return {form: [kernels[form] for _ in some] for form, some in samples.items()}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Clock:
+    """Fixed times in place of real ones; what they decide is remembered for this test alone."""
+    clock = Clock()
+    monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(proof, "interleave", clock.interleave)
+    monkeypatch.setattr(proof, "loaded_memory", lambda *_: 0)
+    monkeypatch.setattr(planning, "Stopwatch", partial(Stopwatch, timer=clock.take_turns))
+    monkeypatch.setattr(rewrites, "interleave", lambda *_, **__: [Timing(6.0, 1.0), Timing(6.0, 1.0)])
+    return clock
 
 
 @pytest.fixture

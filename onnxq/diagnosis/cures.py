@@ -1,5 +1,6 @@
 """What could be done about an operator: each cure is a few more switches, or a few less, and so can be simulated.
 
+per channel  its weight rounded anew, with a scale for each output channel
 range        other ends of the grid of its input, from a histogram of the data
 balance      input / s on a new grid, weight * s rounded anew (SmoothQuant; between convolutions: equalization)
 keep float   without its switches; what integer operators before it make stays rounded
@@ -84,6 +85,7 @@ class Clinic:
             yield from self._ranges(switch, seen)
             yield from self._wider(switch, seen)
         if suspect.pair is not None and suspect.factors is None:
+            yield from per_channel(suspect.pair)
             yield from self._balance(suspect.pair)
         yield from self._keep(suspect)
 
@@ -232,6 +234,18 @@ def _input_reach(layer: Layer, one: Array) -> Array:
     groups = int(layer.node.attrs.get("group", 1))
     blocks = values.reshape(groups, values.shape[0] // groups, values.shape[1], -1)
     return np.asarray(blocks.max(axis=(1, 3)).reshape(-1))
+
+
+def per_channel(pair: Pair) -> Iterator[Trial]:
+    """A scale for each output channel, where all share one."""
+    layer, form, name = pair.layer, pair.stored.weight.format, pair.layer.node.name
+    if form is None or pair.stored.weight.axis is not None:
+        return
+    axis = weight_axis(layer.node)
+    found = quantize_weight(weight(layer.weight), form, axis=axis, symmetric=form.signed)
+    values = dequantize(found.values, found.scale, found.zero_point, axis)
+    switch = Switch(f"{name}: weight, per channel", layer.weight.name, (name,), values=values)
+    yield Trial("per channel", f"Give each output channel of the weight of '{name}' a scale of its own.", (switch,))
 
 
 def balanced_weight(pair: Pair, factors: Array, label: str) -> Switch:

@@ -45,8 +45,10 @@ NEARLY = 0.7
 FAR_APART = 3.0
 """Decibels between simulation and reality that want an explanation."""
 
-PREFERENCE = ("range", "balance", "keep float", "16 bits")
-"""Cures by what they cost: nothing, nothing or a Mul, time, a kernel that hardly any runtime has."""
+MADE_UP = "Measured on random numbers, which say little about accuracy. Give --data."
+
+PREFERENCE = ("per channel", "range", "balance", "keep float", "16 bits")
+"""Cures by what they cost: nothing, nothing, nothing or a Mul, time, a kernel that hardly any runtime has."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def examine(reference: Graph, candidate: Graph, measured: Run, data: Data, setti
     """Find out what each quantized operator costs.
 
     Args:
-        reference: the float model.
-        candidate: the quantized model.
+        reference: the float model, as `normal` makes it.
+        candidate: the quantized model, likewise.
         measured: runs the quantized model.
         data: what to measure on.
         settings: how closely to look.
@@ -85,7 +87,7 @@ def examine(reference: Graph, candidate: Graph, measured: Run, data: Data, setti
     """
     if has_scales(reference):
         raise ModelError("The first model is quantized already. Give the float model first, then the quantized one.")
-    case = open_case(normal(reference), normal(candidate))
+    case = open_case(reference, candidate)
     if not any(suspect.pair for suspect in case.suspects.values()):
         raise ModelError(
             "The second model holds no layer with a quantized weight that belongs to a layer of the first. "
@@ -156,7 +158,7 @@ class Examination:
             additivity=shares.additivity,
             findings=findings,
             layers=sum(suspect.pair is not None for suspect in self.case.suspects.values()),
-            notes=notes(self.case, simulated, actual),
+            notes=[*notes(self.case, simulated, actual), *([MADE_UP] if self.data.is_random else [])],
         )
 
     def _parts(self, suspect: Suspect, whole: float) -> tuple[float, float]:

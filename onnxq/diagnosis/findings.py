@@ -7,10 +7,10 @@ from typing import Literal
 
 from onnxq.plan import Record
 
-CureKind = Literal["range", "balance", "keep float", "16 bits"]
+CureKind = Literal["per channel", "range", "balance", "keep float", "16 bits"]
 
-MANY_TIMES = 8.0
-"""A channel that reaches so many times as far as the median one takes three bits from the others."""
+MANY_TIMES = 4.0
+"""A channel that reaches so many times as far as the median one takes two bits from the others."""
 
 MUCH_CLIPPED = 1e-3
 MUCH_SATURATED = 1e-4
@@ -38,8 +38,9 @@ class Cure(Record):
     """Something that could be done about an operator, and what that would bring.
 
     Attributes:
-        kind: `range`: another range rule for its input; `balance`: factors between the channels of its input and of its
-            weight (SmoothQuant, cross-layer equalization); `keep float`; `16 bits`: an input of 16 bits.
+        kind: `per channel`: a scale for each output channel; `range`: another rule for its input's range; `balance`:
+            factors between the channels of its input and of its weight (SmoothQuant, cross-layer equalization);
+            `keep float`; `16 bits`: an input of 16 bits.
         gain_db: by how much the noise of the outputs falls, simulated with everything else as it is.
         sqnr_db: signal over noise of the worst output then; None where nothing is left of the noise.
         nodes: what to keep in float.

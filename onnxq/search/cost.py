@@ -234,6 +234,6 @@ def layout_changes(
             for tensor in outputs:
                 leave[tensor, kind] = max((own.exit for own in makers), default=0.0)
             for tensor in inputs:
-                entry = max((own.entry for own in readers), default=0.0) / len(inputs)
+                entry = max((own.entry for own in readers), default=0.0)
                 enter[tensor, kind] = max(enter[tensor, kind], entry)
     return defaultdict(float, {key: leave[key] + enter[key] for key in {*leave, *enter}})

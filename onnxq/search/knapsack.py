@@ -141,7 +141,7 @@ def program(
     scaled, allowed = in_parts_of_room(knapsack, known)
     ceilings, over = np.full(len(limits), np.inf), np.isfinite(limits)
     for slip in SLIPS:
-        ceilings[over] = 1 - slip
+        ceilings[over] = 1
         with without_solver_lines():
             result = milp(
                 PRECISION * scaled[objective],

@@ -21,9 +21,6 @@ from onnxq.search.forms import DYNAMIC, FLOAT, STATIC, Forms
 BUDGETS = (0.1, 0.03, 0.01, 0.004, 0.0015, 0.0005)
 """Noise over signal that plans may leave, from bold to cautious: 10, 15, 20, 24, 28 and 33 dB."""
 
-USUAL = 0.01
-"""The boldest budget where nobody asks for a certain accuracy."""
-
 TOLERANCE = 0.02
 """Share of the time that is given away for accuracy."""
 
@@ -138,11 +135,11 @@ class Table:
         return found
 
 
-def mixtures(table: Table, boldest: float = USUAL) -> list[Mixture]:
+def mixtures(table: Table) -> list[Mixture]:
     """Different ways to run a model, each the best trade within a budget of noise, from bold to cautious."""
     groups, edges = table.groups(), table.edges()
     found: list[Mixture] = []
-    for budget in [budget for budget in BUDGETS if budget <= boldest]:
+    for budget in BUDGETS:
         choice = knee(groups, edges, max_error=budget, tolerance=TOLERANCE)
         if choice is not None:
             mixture = Mixture(_decisions(table, choice), choice.error, choice.microseconds)

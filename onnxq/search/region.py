@@ -78,7 +78,7 @@ class Cutter:
         """The nodes between inputs and outputs."""
         given = {tensor.name for tensor in self.graph.inputs}
         found: set[Node] = set()
-        waiting = [name for name in outputs if name not in inputs]
+        waiting = list(outputs)
         while waiting:
             name = waiting.pop()
             if name in given:

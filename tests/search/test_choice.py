@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 from math import fsum, inf
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from onnxq.search.choice import Choice, Edge, Group, Option, fastest, frontier, knee, most_accurate, why_not
 
 Instance = tuple[list[Group], list[Edge]]
+Limits = Sequence[float]
 
 FLOAT, INT8, INT4 = Option("float", 0.0, 9.0, 40), Option("int8", 0.01, 4.0, 10), Option("int4", 0.2, 3.0, 5)
 TWO = [Group("a", (FLOAT, INT8, INT4)), Group("b", (FLOAT, INT8, INT4))]
@@ -38,12 +38,10 @@ def everything(groups: Sequence[Group], edges: Sequence[Edge]) -> list[Choice]:
     return found
 
 
-def within(
-    groups: Sequence[Group], edges: Sequence[Edge], error: float, time: float, size: float, free: float = 0.0
-) -> list[Choice]:
-    """Every choice that leaves a part of each limit free."""
-    error, time, size = error * (1 - free), time * (1 - free), size * (1 - free)
-    return [c for c in everything(groups, edges) if c.error <= error and c.microseconds <= time and c.bytes <= size]
+def within(instance: Instance, limits: Limits, free: float = 0.0) -> list[Choice]:
+    """Every choice that leaves a part of each limit, of error, microseconds and bytes, free."""
+    error, time, size = (limit * (1 - free) for limit in limits)
+    return [c for c in everything(*instance) if c.error <= error and c.microseconds <= time and c.bytes <= size]
 
 
 def amounts(low: float, high: float) -> st.SearchStrategy[float]:
@@ -70,17 +68,24 @@ def instances(draw: st.DrawFn) -> Instance:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_nothing_better_is_within_the_limits(data: st.DataObject) -> None:
-    groups, edges = data.draw(instances())
-    some = data.draw(st.sampled_from(everything(groups, edges)))
+    instance = data.draw(instances())
+    some = data.draw(st.sampled_from(everything(*instance)))
     parts = data.draw(st.tuples(*[st.sampled_from([1.0, 0.999, 1.3])] * 3))  # met exactly, just missed, met with room
     error, time, size = (p * v for p, v in zip(parts, (some.error, some.microseconds, some.bytes), strict=True))
-    fast = fastest(groups, edges, max_error=error, max_bytes=size)
-    accurate = most_accurate(groups, edges, max_microseconds=time, max_bytes=size)
-    for got, limits in ((fast, (error, inf, size)), (accurate, (inf, time, size))):
-        objective: Callable[[Choice], float] = attrgetter("microseconds" if got is fast else "error")
-        least = min(map(objective, within(groups, edges, *limits, free=FREE)), default=None)
-        assert got in within(groups, edges, *limits) if got is not None else least is None
-        assert got is None or least is None or objective(got) <= least * (1 + 1e-9)
+    fast = fastest(*instance, max_error=error, max_bytes=size)
+    check(fast, instance, (error, inf, size), lambda choice: choice.microseconds)
+    accurate = most_accurate(*instance, max_microseconds=time, max_bytes=size)
+    check(accurate, instance, (inf, time, size), lambda choice: choice.error)
+
+
+def check(got: Choice | None, instance: Instance, limits: Limits, objective: Callable[[Choice], float]) -> None:
+    """What was chosen is within the limits, and nothing well within them is better."""
+    others = within(instance, limits, FREE)
+    if got is None:
+        assert not others
+    else:
+        assert got in within(instance, limits)
+        assert objective(got) <= min(map(objective, others), default=inf) * (1 + 1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -94,7 +99,7 @@ def test_the_frontier_descends_and_nothing_lies_below_it(instance: Instance) -> 
         assert before.microseconds < after.microseconds
         assert before.error > after.error
     for point in points:
-        below = within(*instance, point.error, point.microseconds, inf, free=FREE)
+        below = within(instance, (point.error, point.microseconds, inf), FREE)
         assert all(c.error == point.error for c in below)
 
 
@@ -104,24 +109,25 @@ def test_the_knee_spends_the_tolerance_on_accuracy(instance: Instance, tolerance
     choices = everything(*instance)
     error = 1.1 * sorted(c.error for c in choices)[len(choices) // 2]
     got = knee(*instance, max_error=error, tolerance=tolerance)
-    least = min(c.microseconds for c in within(*instance, error, inf, inf, free=FREE))
+    least = min(c.microseconds for c in within(instance, (error, inf, inf), FREE))
     assert got is not None
     assert got.microseconds <= least * (1 + tolerance)
-    fastest_of_all = min(c.microseconds for c in within(*instance, error, inf, inf))
-    near = within(*instance, inf, fastest_of_all * (1 + tolerance), inf, free=FREE)
+    fastest_of_all = min(c.microseconds for c in within(instance, (error, inf, inf)))
+    near = within(instance, (inf, fastest_of_all * (1 + tolerance), inf), FREE)
     assert got.error <= min(c.error for c in near) * (1 + 1e-9)
 
 
 @settings(max_examples=50, deadline=None)
-@given(instances(), st.tuples(*[st.sampled_from([inf, 0.5, 1.0, 1.2])] * 3))
-def test_a_sentence_comes_exactly_where_no_choice_does(instance: Instance, parts: tuple[float, ...]) -> None:
+@given(instances(), st.tuples(*[st.sampled_from([None, 0.5, 1.0, 1.2])] * 3))
+def test_a_sentence_comes_exactly_where_no_choice_does(instance: Instance, parts: tuple[float | None, ...]) -> None:
     choices = everything(*instance)
-    columns = zip(*[(c.error, c.microseconds, c.bytes) for c in choices], strict=True)
-    limits = [part * max(sorted(column)[len(choices) // 2], 1e-9) for part, column in zip(parts, columns, strict=True)]
-    given = [None if limit == inf else limit for limit in limits]
-    said = why_not(*instance, max_error=given[0], max_microseconds=given[1], max_bytes=given[2])
-    assert said is not None or within(*instance, *limits)
-    assert said is None or not within(*instance, *limits, free=FREE)
+    middle = choices[len(choices) // 2]
+    amounts = (middle.error, middle.microseconds, middle.bytes)
+    error, time, size = (None if part is None else part * value for part, value in zip(parts, amounts, strict=True))
+    limits = tuple(inf if limit is None else limit for limit in (error, time, size))
+    said = why_not(*instance, max_error=error, max_microseconds=time, max_bytes=size)
+    assert said is not None or within(instance, limits)
+    assert said is None or not within(instance, limits, FREE)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +168,16 @@ def test_where_two_options_are_as_good_the_earlier_is_chosen() -> None:
 
 
 def test_as_fast_with_less_error_is_better_than_earlier() -> None:
-    got = fastest([Group("g", (Option("noisy", 0.2, 5.0, 1), Option("clean", 0.1, 5.0, 9)))])
-    assert got is not None
-    assert got.options == {"g": "clean"}
+    group = Group("g", (Option("noisy", 0.2, 5.0, 1), Option("clean", 0.1, 5.0, 9)))
+    assert fastest([group]) == Choice({"g": "clean"}, 0.1, 5.0, 9)
+    assert frontier([group]) == [Choice({"g": "clean"}, 0.1, 5.0, 9)]
+
+
+def test_a_frontier_halves_the_decibels_between_its_ends() -> None:
+    steps = [Option(f"o{i}", 10.0**-i, 1.0 + i, 1) for i in range(9)]
+    assert [c.error for c in frontier([Group("g", (*steps, FLOAT))], points=3)] == [1.0, 1e-2, 0.0]
+    assert [c.error for c in frontier([Group("g", (*steps, FLOAT))])] == [1.0, 1e-1, 1e-2, 1e-3, 0.0]
+    assert [c.error for c in frontier([Group("g", tuple(steps[:3]))])] == [1.0, 1e-1, 1e-2]
 
 
 def twelve(values: Any) -> list[Group]:

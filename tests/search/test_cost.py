@@ -19,7 +19,7 @@ from onnxq.plan import Plan, TensorPlan, Treatment
 from onnxq.recipe import Recipe
 from onnxq.runtime import CPU as CPU_PROVIDER
 from onnxq.runtime import Kernel, Session
-from onnxq.search.cost import Boundary, Costs, measure_costs
+from onnxq.search.cost import Boundary, Costs, Sampler, measure_costs
 from onnxq.search.stopwatch import Sample, Stopwatch
 from onnxq.spec import Fact
 from onnxq.targets import CPU
@@ -233,10 +233,12 @@ def test_a_form_that_leaves_a_layer_as_it_is_is_absent(graph: Graph, plans: dict
 
 
 def test_the_graph_is_not_touched(graph: Graph, plans: dict[str, Plan]) -> None:
+    graph.tensors()["r1"].shape = None  # which the runtime would know
     before, names = serialize(graph), dict(graph.names)
     measure(graph, plans, [*LAYERS, "pool"], Fake())
     assert serialize(graph) == before
     assert dict(graph.names) == names
+    assert graph.tensors()["r1"].shape is None
 
 
 @pytest.mark.parametrize("make", [pictures, sentences])
@@ -259,6 +261,13 @@ def test_parts_compute_what_the_whole_does(make: type) -> None:
                 compared += 1
                 np.testing.assert_allclose(value, whole[form][output], rtol=1e-4, atol=1e-4)
     assert compared >= len(names)
+
+
+def test_parts_alike_share_the_values_of_the_first(graph: Graph) -> None:
+    cuts = {"one": (["a"], ["r1"]), "two": (["r1"], ["r2"]), "three": (["p"], ["d"])}
+    found = Sampler(normal(graph), 1).take(graph, cuts)
+    assert found["one"] is found["two"] is not found["three"]
+    assert Sampler(normal(graph), 1).take(graph, {}) == {}
 
 
 def test_values_are_those_of_the_feeds(graph: Graph) -> None:

@@ -1,0 +1,50 @@
+"""What a person reads of a diagnosis: a row for each of the worst operators, then a sentence for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from onnxq.tables import _decibels, _percent, _plural, _sheet, _table, _title
+
+if TYPE_CHECKING:
+    from onnxq.diagnosis.findings import Diagnosis, Finding
+
+MOST_ROWS = 10
+"""Operators that a person wants to see; the JSON document holds them all."""
+
+
+def diagnosis(candidate: Path, found: Diagnosis, top: int) -> RenderableType:
+    """What `explain` found."""
+    head = _title(f"{candidate.name}: {_decibels(found.measured_db)} of signal over noise at '{found.output}'")
+    rows: list[tuple[str, RenderableType]] = [
+        ("" if place else "Findings", Text(f"{place + 1}. {finding.sentence}", overflow="fold"))
+        for place, finding in enumerate(found.findings[:top])
+    ]
+    rows += [
+        (
+            "Simulated",
+            f"{_decibels(found.simulated_db)}; errors alone add up to {found.additivity:.2f} of all together",
+        ),
+        ("Quantized", f"{_plural(found.layers, 'layer')}, {_plural(len(found.findings), 'operator')} in all"),
+        ("Data", f"{found.data}; noise on the first {found.samples}"),
+    ]
+    rows += [("Note", Text(note, style="yellow", overflow="fold")) for note in found.notes]
+    return Group(head, "", _rows(found.findings[: max(top, MOST_ROWS)]), "", _sheet(rows))
+
+
+def _rows(findings: list[Finding]) -> RenderableType:
+    table = _table("Operator", "node", "alone", "share", "weight", "input", "there alone", "there, all", left=2)
+    for finding in findings:
+        parts = (finding.weight_noise, finding.activation_noise)
+        whole = sum(part or 0.0 for part in parts)
+        shares = [_percent(part / whole) if part is not None and whole else "" for part in parts]
+        local = [
+            "" if finding.local_db is None else _decibels(finding.local_db),
+            "" if finding.accumulated_db is None else _decibels(finding.accumulated_db),
+        ]
+        table.add_row(finding.op, finding.node, _decibels(finding.sqnr_db), _percent(finding.share), *shares, *local)
+    return table

@@ -1,0 +1,260 @@
+"""A planted fault is found in what any tool made, and the cure that is named helps as much as it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from onnxq import Diagnosis, explain
+from onnxq.diagnosis.findings import Cure, Finding
+from onnxq.errors import DataError, ModelError
+from tests.diagnosis.quantizers import (
+    BAD,
+    TOOLS,
+    Array,
+    by_onnxq,
+    by_runtime,
+    by_runtime_dynamic,
+    chain,
+    healthy,
+    perceptron,
+    pictures,
+    planted,
+    rows,
+    two_branches,
+    wide_weight,
+)
+
+STATIC = [name for name in TOOLS if "dynamic" not in name]
+
+
+def look(model: Path, quantized: Path, x: Array, **options: Any) -> Diagnosis:
+    return explain(model, quantized, data={"x": x}, **options)
+
+
+def kinds(finding: Finding) -> list[str]:
+    return [cure.kind for cure in finding.cures]
+
+
+def the(kind: str, finding: Finding) -> Cure:
+    return next(cure for cure in finding.cures if cure.kind == kind)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_planted_channel_is_found(tool: str, tmp_path: Path) -> None:
+    model = planted(tmp_path / "model.onnx")
+    found = look(model, TOOLS[tool](model, pictures()), pictures(), top=1)
+    worst = found.findings[0]
+    assert worst.node == BAD
+    assert worst.share > 0.5
+    assert worst.activation_noise is not None
+    assert worst.weight_noise is not None
+    assert worst.activation_noise > 10 * worst.weight_noise
+    assert worst.input_outlier is not None
+    assert worst.input_outlier.channel == 0
+    assert worst.input_outlier.times > 50
+    assert "Channel 0 of its input reaches" in worst.sentence
+    assert "of it by its input" in worst.sentence
+    assert {"balance", "keep float"} <= set(kinds(worst))
+    assert the("balance", worst).gain_db > 5
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("net", [two_branches, perceptron])
+def test_the_simulation_comes_close_to_the_model(net: Any, tool: str, tmp_path: Path) -> None:
+    model = net(tmp_path / "model.onnx")
+    x = pictures() if net is two_branches else rows()
+    found = look(model, TOOLS[tool](model, x), x, top=0)
+    assert found.measured_db is not None
+    assert found.simulated_db == pytest.approx(found.measured_db, abs=1.0)
+    assert 15 < found.measured_db < 60
+    assert found.notes == []
+    assert found.layers == 3
+    assert 0.5 < found.additivity < 2
+
+
+@pytest.mark.parametrize("tool", ["onnxq", "onnxruntime, qdq", "onnxruntime, integer"])
+def test_a_wide_channel_of_a_weight_is_found(tool: str, tmp_path: Path) -> None:
+    model, x = wide_weight(tmp_path / "model.onnx"), pictures()
+    quantized = by_onnxq(model, x, weight={"per_channel": False}) if tool == "onnxq" else TOOLS[tool](model, x)
+    worst = look(model, quantized, x, top=1).findings[0]
+    assert worst.node == "conv1"
+    assert worst.weight_noise is not None
+    assert worst.weight_noise > 0.9 * worst.noise
+    assert worst.weight_outlier is not None
+    assert worst.weight_outlier.channel == 0
+    assert not worst.per_channel
+    assert "and all channels share one scale" in worst.sentence
+    assert worst.cures[0].kind == "per channel"
+    assert worst.cures[0].gain_db > 10
+
+
+def test_keeping_float_what_is_named_restores_the_accuracy(tmp_path: Path) -> None:
+    model, x = planted(tmp_path / "model.onnx"), pictures()
+    before = look(model, by_onnxq(model, x), x, top=1)
+    cure = max((c for c in before.findings[0].cures if c.kind == "keep float"), key=lambda cure: cure.gain_db)
+    assert set(cure.nodes) == {"conv1", BAD}, "the tensor is rounded as long as one of its two sides is quantized"
+    nodes = {name: {"quantize": False} for name in cure.nodes}
+    after = look(model, by_onnxq(model, x, nodes=nodes), x, top=0)
+    assert cure.gain_db > 5
+    assert before.measured_db is not None
+    assert after.measured_db == pytest.approx(before.measured_db + cure.gain_db, abs=1.0)
+    assert after.measured_db == pytest.approx(cure.sqnr_db, abs=1.0)
+    assert BAD not in {finding.node for finding in after.findings}
+
+
+def test_one_side_alone_does_not_help(tmp_path: Path) -> None:
+    model, x = planted(tmp_path / "model.onnx"), pictures()
+    before = look(model, by_onnxq(model, x), x, top=1)
+    alone = [c.gain_db for c in before.findings[0].cures if c.nodes == [BAD]]
+    after = look(model, by_onnxq(model, x, nodes={BAD: {"quantize": False}}), x, top=0)
+    assert before.measured_db is not None
+    assert after.measured_db == pytest.approx(before.measured_db + sum(alone), abs=1.0)
+
+
+def test_balancing_helps_as_much_as_it_promises(tmp_path: Path) -> None:
+    model, x = planted(tmp_path / "model.onnx"), pictures()
+    before = look(model, by_onnxq(model, x), x, top=1)
+    after = look(model, by_onnxq(model, x, balance=True), x, top=0)
+    assert before.measured_db is not None
+    assert after.measured_db is not None
+    assert after.measured_db > before.measured_db + the("balance", before.findings[0]).gain_db - 2
+    assert [finding.node for finding in after.findings if finding.rescaled] == ["conv1", BAD]
+    assert after.simulated_db == pytest.approx(after.measured_db, abs=1.0)
+    assert "Its channels were rescaled" in next(f for f in after.findings if f.node == BAD).sentence
+
+
+@pytest.mark.parametrize("tool", ["onnxruntime, qdq", "onnxruntime, integer"])
+def test_channels_that_were_equalized_before(tool: str, tmp_path: Path) -> None:
+    weights, factors = healthy(), np.exp(np.random.default_rng(1).normal(0, 1, 8))
+    model = chain(tmp_path / "model.onnx", weights)
+    weights[1], weights[2] = weights[1] * factors.reshape(-1, 1, 1, 1), weights[2] / factors.reshape(1, -1, 1, 1)
+    equalized = chain(tmp_path / "equalized.onnx", weights)
+    scaled_bias(equalized, "b1", factors)
+    found = look(model, TOOLS[tool](equalized, pictures()), pictures(), top=1)
+    assert {finding.node for finding in found.findings if finding.rescaled} == {"conv1", "conv2"}
+    assert found.measured_db is not None
+    assert found.simulated_db == pytest.approx(found.measured_db, abs=1.0)
+
+
+def scaled_bias(model: Path, name: str, factors: Array) -> None:
+    stored = onnx.load(model)
+    bias = next(tensor for tensor in stored.graph.initializer if tensor.name == name)
+    bias.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(bias) * factors).astype(np.float32), name))
+    onnx.save(stored, model)
+
+
+@pytest.mark.parametrize("tool", STATIC)
+def test_layers_without_names_are_told_by_place(tool: str, tmp_path: Path) -> None:
+    model = planted(tmp_path / "model.onnx", named=False)
+    bare = tmp_path / "bare.onnx"
+    quantized = TOOLS[tool](model, pictures())
+    without_names(quantized, bare)
+    found = look(model, bare, pictures(), top=0)
+    assert found.layers == 4
+    worst = found.findings[0]
+    assert (worst.op, worst.input) == ("Conv", "r1")
+
+
+def without_names(source: Path, target: Path) -> None:
+    """The same model, in which every inner name says nothing."""
+    model = onnx.load(source)
+    graph = model.graph
+    kept = {value.name for value in (*graph.input, *graph.output)} | {""}
+    names: dict[str, str] = {}
+    for node in graph.node:
+        node.name = ""
+        for tensors in (node.input, node.output):
+            tensors[:] = [n if n in kept else names.setdefault(n, f"tensor{len(names)}") for n in tensors]
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    del graph.value_info[:]
+    onnx.save(model, target)
+
+
+def test_what_is_dynamic_or_stored_in_blocks(tmp_path: Path) -> None:
+    model, x = perceptron(tmp_path / "model.onnx"), rows()
+    dynamic = look(model, by_onnxq(model, x, mode="dynamic-int8"), x, top=1)
+    assert {f.treatment for f in dynamic.findings} == {"dynamic"}
+    assert dynamic.simulated_db == pytest.approx(dynamic.measured_db, abs=0.5)
+    blocks = look(model, by_onnxq(model, x, mode="weight-int8"), x, top=1)
+    assert {f.treatment for f in blocks.findings} == {"weight"}
+    assert all(f.activation_noise == 0.0 for f in blocks.findings)
+    assert blocks.simulated_db is not None
+    assert blocks.simulated_db > 40
+    assert all("MatMulNBits rounds activations" in note for note in blocks.notes)
+    treatments = {f.treatment for f in look(model, by_runtime_dynamic(model), x, top=0).findings}
+    assert treatments == {"dynamic"}
+
+
+def test_a_range_that_cuts_values_off(tmp_path: Path) -> None:
+    model, x = chain(tmp_path / "model.onnx", healthy()), pictures()
+    narrow = by_runtime(model, x / 4, integer=True)
+    worst = look(model, narrow, x, top=1).findings[0]
+    assert worst.clipped is not None
+    assert worst.clipped > 0.01
+    assert "lie beyond the range" in worst.sentence
+    assert worst.cures[0].kind == "range"
+    assert worst.cures[0].gain_db > 0.5
+
+
+def test_local_and_accumulated_errors(tmp_path: Path) -> None:
+    model, x = chain(tmp_path / "model.onnx", healthy()), pictures()
+    findings = {f.node: f for f in look(model, by_onnxq(model, x), x, top=5).findings}
+    last = findings["conv3"]
+    assert last.local_db is not None
+    assert last.accumulated_db is not None
+    assert last.local_db > last.accumulated_db + 1
+    assert findings["conv0"].local_db == pytest.approx(findings["conv0"].accumulated_db)
+    assert sum(f.share for f in findings.values()) == pytest.approx(1)
+
+
+def test_a_model_that_is_not_what_it_says(tmp_path: Path) -> None:
+    model, x = chain(tmp_path / "model.onnx", healthy()), pictures()
+    quantized = by_runtime(model, x, integer=False)
+    stored = onnx.load(quantized)
+    last = stored.graph.node[-1]
+    name = last.output[0]
+    last.output[0] = "before"
+    stored.graph.node.append(onnx.helper.make_node("Add", ["before", "before"], [name], "doubled"))
+    onnx.save(stored, quantized)
+    found = look(model, quantized, x, top=0)
+    (note,) = found.notes
+    assert note.startswith("The runtime computes something else than the graph says: 0.0 dB")
+
+
+def test_made_up_data_is_said(tmp_path: Path) -> None:
+    model = chain(tmp_path / "model.onnx", healthy())
+    found = explain(model, by_onnxq(model, pictures()), data="random", top=0, samples=2)
+    assert found.samples == 2
+    assert any("random numbers" in note for note in found.notes)
+
+
+def test_what_cannot_be_explained(tmp_path: Path) -> None:
+    model, other = chain(tmp_path / "model.onnx", healthy()), perceptron(tmp_path / "other.onnx")
+    quantized = by_onnxq(model, pictures())
+    with pytest.raises(ModelError, match="quantized already. Give the float model first"):
+        look(quantized, model, pictures())
+    with pytest.raises(ModelError, match="holds no layer with a quantized weight"):
+        look(model, model, pictures())
+    with pytest.raises(ModelError, match="inputs of the two models differ|Compare models"):
+        renamed = tmp_path / "renamed.onnx"
+        rename_input(quantized, renamed)
+        look(model, renamed, pictures())
+    with pytest.raises(DataError):
+        look(model, quantized, rows())
+    with pytest.raises(DataError):
+        look(other, by_onnxq(other, rows()), pictures())
+
+
+def rename_input(source: Path, target: Path) -> None:
+    model = onnx.load(source)
+    for node in model.graph.node:
+        node.input[:] = ["z" if name == "x" else name for name in node.input]
+    model.graph.input[0].name = "z"
+    onnx.save(model, target)
