@@ -3,7 +3,8 @@
     python tools/ort_quantizer.py VARIANT MODEL CALIBRATION.npz OUT THREADS
 
 All variants pre-process the model first, and none reduces the range of weights (that is meant for processors without
-VNNI). The quantizer has no thread option: its sessions are given one here.
+VNNI). The quantizer has no thread option: its sessions are given one here. Pre-processing needs the package sympy,
+nbits onnx-ir.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -115,6 +117,12 @@ FOR_TRANSFORMERS = tuple(
 """Variants that leave convolutions alone, or whose documentation advises against them there (dynamic)."""
 
 
+def missing_packages(variant: str) -> list[str]:
+    """What has to be installed for a variant beside ONNX Runtime, which does not ask for it itself."""
+    needed = {"sympy": "sympy"} | ({"onnx_ir": "onnx-ir"} if isinstance(VARIANTS[variant], Blocks) else {})
+    return [package for module, package in needed.items() if find_spec(module) is None]
+
+
 def main(words: Sequence[str]) -> int:
     """Quantize one model. What goes wrong ends the process with the quantizer's own error."""
     variant, model, data, out, threads = words
@@ -147,6 +155,8 @@ def _preprocess(model: str, prepared: Path) -> Path:
     model = _with_opset_13(model, prepared.with_name("opset13.onnx"))
     try:
         quant_pre_process(model, prepared)
+    except ImportError:  # a package is missing: no reason to give the quantizer less than it needs
+        raise
     except Exception:
         quant_pre_process(model, prepared, skip_symbolic_shape=True)
     return prepared
