@@ -177,12 +177,21 @@ def test_progress_is_told(model: Path, data: Path) -> None:
         assert all(one < other or one[0] == one[1] for one, other in pairwise(steps))
 
 
-def test_a_plan_needs_no_data(model: Path, data: Path, tmp_path: Path) -> None:
-    for recipe, given in ((Recipe(), data), (Recipe(format="qdq"), data), (Recipe(), None)):
-        first = onnxq.optimize(model, tmp_path / "a.onnx", data=given, recipe=recipe, options=UNPROVEN)
-        again = onnxq.optimize(model, tmp_path / "b.onnx", plan=first.plan, options=UNPROVEN)
-        assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-        assert again.plan == first.plan
+@pytest.mark.parametrize(
+    ("recipe", "with_data"),
+    [(Recipe(), True), (Recipe(format="qdq"), True), (Recipe(), False), (STATIC, True)],
+    ids=["mixed", "qdq", "dynamic", "static"],
+)
+def test_a_plan_needs_no_data(
+    model: Path, data: Path, tmp_path: Path, clock: Clock, recipe: Recipe, with_data: bool
+) -> None:
+    given = data if with_data else None
+    unproven = Options(check=False)
+    first = onnxq.optimize(model, tmp_path / "a.onnx", data=given, recipe=recipe, options=unproven)
+    assert first.status == "optimized"
+    again = onnxq.optimize(model, tmp_path / "b.onnx", plan=first.plan, options=unproven)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert again.plan == first.plan
 
 
 # left alone, rejected
@@ -304,7 +313,7 @@ def test_inspect(model: Path, data: Path, tmp_path: Path) -> None:
 def test_passes_are_described() -> None:
     found = onnxq.describe_passes()
     assert [p["stage"] for p in found] == sorted(
-        (p["stage"] for p in found), key=("normalize", "quantize", "fold").index
+        (p["stage"] for p in found), key=("normalize", "faster", "balance", "quantize", "fold").index
     )
     assert all(step["does"].endswith(".") and step["promise"].endswith(")") for step in found)
 

@@ -21,12 +21,13 @@ from onnxq.calibration.data import open_data
 from onnxq.decision import decide
 from onnxq.graph import Graph, Variable, is_constant, to_model
 from onnxq.modelfile import load
-from onnxq.passes import FOLD, NORMALIZE, PIPELINES, QUANTIZE
+from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, PIPELINES, QUANTIZE
 from onnxq.pipeline import Close, Context, Exact, Lossy, Pass, Within, run
 from onnxq.placement import embeddings, place, place_linear
-from onnxq.plan import Plan, Treatment
+from onnxq.plan import BalancePlan, Plan, Treatment
 from onnxq.recipe import make_recipe
 from onnxq.runtime import Session, tensor_types
+from onnxq.search.balance import sites
 from onnxq.spec import broken
 from onnxq.targets import CPU
 from tests.onnx_text import EVERYTHING, Array, execute, floats, read, serialize, sqnr, typed
@@ -181,11 +182,26 @@ def plan(sample: str, treatment: Treatment, signed: bool = False) -> Plan:
 
 
 @cache
+def balanced(sample: str) -> Plan:
+    """The static plan, with factors for every tensor that can take some."""
+    graph, static = normal(sample), plan(sample, Treatment.STATIC)
+    feeds = open_data(SAMPLES[sample].feeds(), graph.interface().inputs)
+    found = collect(graph, list(static.tensors), feeds, threads=1)
+    quantized = {name for name, node in static.nodes.items() if node.treatment is Treatment.STATIC}
+    made = {tensor.name for node in graph.nodes if node.name in quantized for tensor in node.outputs}
+    factors = {site: next(site.candidates()).tolist() for site in sites(graph, found, quantized, made)}
+    plans = {site.name: BalancePlan(factors=f, multiplies=site.multiplies, reason="") for site, f in factors.items()}
+    return static.model_copy(update={"balance": plans})
+
+
+@cache
 def stage(sample: str, name: str) -> tuple[Graph, Context]:
     """What a pass meets in its pipeline: the graph before it, and the plan."""
     treatment = {"QuantizeDynamic": Treatment.DYNAMIC, "QuantizeWeights": Treatment.WEIGHT}.get(name, Treatment.STATIC)
     if PASSES[name] in NORMALIZE:
         return raw(sample), Context(CPU)
+    if PASSES[name] in (*FASTER, *BALANCE):
+        return normal(sample), Context(CPU, balanced(sample))
     context = Context(CPU, plan(sample, treatment, name == "UnsignedActivations"))
     if PASSES[name] in QUANTIZE:
         return normal(sample), context

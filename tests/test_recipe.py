@@ -64,7 +64,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ({"weight": {"formt": "int8"}}, r"Unknown key 'weight\.formt' in the recipe"),
         ({"activation": {"bits": 4}}, r"Unknown key 'activation\.bits' in the recipe"),
         ({"nodes": {"conv1": {"quantise": False}}}, r"Unknown key 'nodes\.conv1\.quantise' in the recipe"),
-        ({"mode": "int4"}, "'mode' in the recipe is 'int4': Input should be 'auto', 'static-int8'"),
+        ({"mode": "int4"}, "'mode' in the recipe is 'int4': Input should be 'auto', 'mixed-int8', 'static-int8'"),
         ({"target": "abacus"}, "'target' in the recipe is 'abacus'"),
         ({"activation": {"percent": 50}}, r"'activation\.percent' in the recipe is 50: .*greater than 50"),
         ({"activation": {"percent": 101}}, r"'activation\.percent' in the recipe is 101"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
 Scores = Mapping[str, float]
@@ -68,18 +69,15 @@ def verdicts(table: Table) -> list[str]:
     return [sentence for row in own if others for sentence in _sentences(row, others, table)]
 
 
-def _sentences(row: Row, others: Sequence[Row], table: Table) -> list[str]:
+def _sentences(row: Row, others: Sequence[Row], table: Table) -> Iterator[str]:
     if not row.speedup:
-        return [f"{row.peer} has no figures."]
-    scores = dict.fromkeys((SQNR, table.main))
-    found = {(score, batch): list(_ahead(row, others, score, batch)) for score in scores for batch in row.speedup}
-    beaten = [
-        f"{row.peer} is beaten by {', '.join(ahead)} ({score}, {batch})."
-        for (score, batch), ahead in found.items() if ahead
-    ]  # fmt: skip
-    clear = [f"{score} at {batch}" for (score, batch), ahead in found.items() if not ahead]
-    unbeaten = f"No variant of ort is at least as accurate as {row.peer} and faster, by {' or by '.join(clear)}."
-    return [*beaten, *([unbeaten] if clear else [])]
+        yield f"{row.peer} has no figures to compare."
+    for score, batch in product(dict.fromkeys((SQNR, table.main)), row.speedup):
+        ahead = ", ".join(_ahead(row, others, score, batch))
+        if ahead:
+            yield f"By {score} at {batch}, at least as accurate as {row.peer} and faster: {ahead}."
+        else:
+            yield f"By {score} at {batch}, no variant of ort is at least as accurate as {row.peer} and faster."
 
 
 def _ahead(row: Row, others: Sequence[Row], score: str, batch: str) -> Iterator[str]:

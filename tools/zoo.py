@@ -3,7 +3,7 @@
 A zoo is a folder with `models/` and `data/` of trained models and real data that is no part of this project. No item
 of a test was seen by its calibration. The arithmetic here is the referee's own: it uses no code of a tool it judges.
 
-    python tools/zoo.py --zoo PATH --out FOLDER
+    python tools/zoo.py --zoo PATH --out FOLDER [--test N]
 
 writes KEY_calibration.npz and KEY_test.npz for every task, with one array per model input and `labels`.
 """
@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +36,9 @@ TOKENS = 128
 TEXTS = 64
 """Texts for the encoder's calibration, and as many others whose embeddings are compared."""
 PAIRS = 500
-"""Pairs of sentences for the rank correlation."""
+"""Pairs of sentences for the rank correlation, if nothing else is asked for."""
+STORIES = 64
+"""Rows of text for the perplexity, if nothing else is asked for."""
 YOLOX_SIDE = 416
 
 
@@ -65,8 +68,10 @@ class Task:
     Args:
         key: its name on the command line.
         model: its file in the zoo's `models/`.
-        split: the zoo's folder -> items for calibration, items for the test.
+        split: (the zoo's folder, how many labelled items to test on at most, None for the task's own number) -> items
+            for calibration, items for the test. More of them change nothing about the first ones.
         judge: (float outputs, outputs, test items) -> scores. Outputs are stacked along axis 0, one per test item.
+        main: the score that says how well the task is done.
         batches: batch sizes whose latency is measured.
         transformer: whether recipes that are meant for transformers apply.
         reduce: (one output, its inputs) -> what is kept of it for `judge`.
@@ -74,8 +79,9 @@ class Task:
 
     key: str
     model: str
-    split: Callable[[Path], tuple[Items, Items]]
+    split: Callable[[Path, int | None], tuple[Items, Items]]
     judge: Callable[[Array, Array, Items], Scores]
+    main: str
     batches: tuple[int, ...] = (1,)
     transformer: bool = False
     reduce: Callable[[Array, Feeds], Array] = lambda output, feeds: output
@@ -115,11 +121,16 @@ def _ranks(x: Array) -> Array:
 
 
 def judge_classes(reference: Array, output: Array, test: Items) -> Scores:
-    """Top-1 in percent, its change in points, and how near the outputs are to the float model's."""
-    top1, float_top1 = (100 * float(np.mean(x.argmax(-1) == test.labels["labels"])) for x in (output, reference))
+    """Top-1 in percent, its change in points, and how near the outputs are to the float model's.
+
+    The standard error is that of the change: both models see the same images, so it is smaller than that of top-1.
+    """
+    right, float_right = (x.argmax(-1) == test.labels["labels"] for x in (output, reference))
+    change = 100 * (right.astype(float) - float_right)
     return {
-        "top-1 %": top1,
-        "delta pp": top1 - float_top1,
+        "top-1 %": 100 * float(right.mean()),
+        "delta pp": float(change.mean()),
+        "std. error pp": float(change.std(ddof=1) / np.sqrt(len(change))),
         "agree %": agreement(reference, output),
         "SQNR dB": sqnr_db(reference, output),
     }
@@ -131,8 +142,9 @@ def judge_embeddings(reference: Array, output: Array, test: Items) -> Scores:
     Rows of the outputs: the first sentence of every pair, then the second of every pair; each of length 1.
     """
     cosines = np.sum(reference[:TEXTS] * output[:TEXTS], axis=1)
+    pairs = len(test.labels["labels"])
     rank, float_rank = (
-        spearman(np.sum(x[:PAIRS] * x[PAIRS:], axis=1), test.labels["labels"]) for x in (output, reference)
+        spearman(np.sum(x[:pairs] * x[pairs:], axis=1), test.labels["labels"]) for x in (output, reference)
     )
     return {
         "cos mean": float(cosines.mean()),
@@ -268,7 +280,7 @@ def _suppress(boxes: Array, limit: float = 0.6) -> list[int]:
 # ---- splits -------------------------------------------------------------------------------------------------------
 
 
-def split_imagenet(zoo: Path, prepare: Callable[[Array], Array], name: str = "input") -> tuple[Items, Items]:
+def split_imagenet(prepare: Callable[[Array], Array], zoo: Path, most: int | None) -> tuple[Items, Items]:
     """The images that are there (file name = class), shuffled: 128 for calibration, the others for the test."""
     from PIL import Image
 
@@ -280,9 +292,9 @@ def split_imagenet(zoo: Path, prepare: Callable[[Array], Array], name: str = "in
     def items(chosen: Array) -> Items:
         pixels = np.stack([np.asarray(Image.open(files[i]).convert("RGB")) for i in chosen]).astype(np.float32)
         labels = np.array([int(files[i].stem) for i in chosen])
-        return Items({name: _channels_first(prepare(pixels))}, {"labels": labels})
+        return Items({"input": _channels_first(prepare(pixels))}, {"labels": labels})
 
-    return Items(items(order[:128]).feeds), items(order[128:])
+    return Items(items(order[:128]).feeds), items(order[128:][:most])
 
 
 def standardize(pixels: Array) -> Array:
@@ -301,33 +313,36 @@ def _channels_first(pixels: Array) -> Array:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2).astype(np.float32))
 
 
-def split_cifar(zoo: Path) -> tuple[Items, Items]:
+def split_cifar(zoo: Path, most: int | None) -> tuple[Items, Items]:
     """128 of the even-numbered images for calibration, all others for the test."""
     stored = _load(zoo, "cifar10_test2000.npz")
     images, labels = _channels_first(standardize(stored["images"].astype(np.float32))), stored["labels"]
-    calibration = np.random.default_rng(0).permutation(np.arange(0, len(images), 2))[:128]
-    test = np.setdiff1d(np.arange(len(images)), calibration)
+    random = np.random.default_rng(0)
+    calibration = random.permutation(np.arange(0, len(images), 2))[:128]
+    # they lie by class: the first few would be all of one
+    test = np.sort(random.permutation(np.setdiff1d(np.arange(len(images)), calibration))[:most])
     return Items({"input": images[calibration]}), Items({"input": images[test]}, {"labels": labels[test]})
 
 
-def split_coco(zoo: Path) -> tuple[Items, Items]:
+def split_coco(zoo: Path, most: int | None) -> tuple[Items, Items]:
     """Even-numbered images for calibration, odd-numbered ones for the test: blue first, 0..255, padded with 114."""
     coco = json.loads((zoo / "data" / "coco128" / "instances.json").read_text())
     ids = sorted(image["id"] for image in coco["images"])
     names = {image["id"]: zoo / "data" / "coco128" / "images" / image["file_name"] for image in coco["images"]}
     pixels, scales = zip(*(_letterbox(names[i]) for i in ids), strict=True)
     inputs = _channels_first(np.stack(pixels))
+    tested = ids[1::2][:most]
     truth = [
         [a["image_id"], a["category_id"], a["iscrowd"], a["area"], *a["bbox"]]
-        for a in coco["annotations"] if a["image_id"] in ids[1::2]
+        for a in coco["annotations"] if a["image_id"] in tested
     ]  # fmt: skip
     labels = {
-        "image_id": np.array(ids[1::2]),
-        "scale": np.array(scales[1::2]),
+        "image_id": np.array(tested),
+        "scale": np.array(scales[1::2][:most]),
         "category_id": np.array(sorted(category["id"] for category in coco["categories"])),
         "truth": np.array(truth, np.float64),
     }
-    return Items({"images": inputs[::2]}), Items({"images": inputs[1::2]}, labels)
+    return Items({"images": inputs[::2]}), Items({"images": inputs[1::2][:most]}, labels)
 
 
 def _letterbox(file: Path) -> tuple[Array, float]:
@@ -342,7 +357,7 @@ def _letterbox(file: Path) -> tuple[Array, float]:
     return canvas[..., ::-1], scale
 
 
-def split_sentences(zoo: Path) -> tuple[Items, Items]:
+def split_sentences(zoo: Path, most: int | None) -> tuple[Items, Items]:
     """Distinct first sentences for calibration; for the test, pairs none of whose sentences is among them."""
     stored = _load(zoo, "stsb_dev_ids.npz")
     first, second = stored["ids_a_trim"], stored["ids_b_trim"]
@@ -351,7 +366,7 @@ def split_sentences(zoo: Path) -> tuple[Items, Items]:
     calibration = distinct[random.permutation(len(distinct))[:TEXTS]]
     seen = {row.tobytes() for row in calibration}
     unseen = [i for i in range(len(first)) if not {first[i].tobytes(), second[i].tobytes()} & seen]
-    pairs = random.permutation(unseen)[:PAIRS]
+    pairs = random.permutation(unseen)[: most or PAIRS]
     test = np.concatenate([first[pairs], second[pairs]])
     return Items(_encoder_inputs(calibration)), Items(_encoder_inputs(test), {"labels": stored["score"][pairs]})
 
@@ -376,12 +391,12 @@ def pool(output: Array, feeds: Feeds) -> Array:
     return embedding
 
 
-def split_stories(zoo: Path) -> tuple[Items, Items]:
-    """16 even-numbered rows for calibration, 64 odd-numbered ones for the test; labels are the next tokens."""
+def split_stories(zoo: Path, most: int | None) -> tuple[Items, Items]:
+    """16 even-numbered rows for calibration, 64 others for the test, odd-numbered first; labels are the next tokens."""
     rows = _load(zoo, "stories260k_eval.npz")["tinystories"].astype(np.int64)
     random = np.random.default_rng(0)
     even, odd = (random.permutation(np.arange(start, len(rows), 2)) for start in (0, 1))
-    test = rows[odd[:64]]
+    test = rows[np.concatenate([odd, even[16:]])[: most or STORIES]]
     return Items({"input_ids": rows[even[:16], :-1]}), Items({"input_ids": test[:, :-1]}, {"labels": test[:, 1:]})
 
 
@@ -398,28 +413,32 @@ def _load(zoo: Path, name: str) -> dict[str, Array]:
 TASKS: Mapping[str, Task] = MappingProxyType({
     task.key: task
     for task in (
-        Task("minilm", "minilm_l6_v2_stsb_vocab.onnx", split_sentences, judge_embeddings,
+        Task("minilm", "minilm_l6_v2_stsb_vocab.onnx", split_sentences, judge_embeddings, "Spearman",
              batches=(1, 8), transformer=True, reduce=pool),
-        Task("mobilenetv2", "mobilenetv2_1.0_224.onnx", lambda zoo: split_imagenet(zoo, standardize), judge_classes),
-        Task("squeezenet", "squeezenet1.1_224.onnx", lambda zoo: split_imagenet(zoo, standardize), judge_classes),
-        Task("mobilenetv1", "mobilenetv1_0.25_224.onnx", lambda zoo: split_imagenet(zoo, to_unit_range), judge_classes),
-        Task("resnet20", "cifar10_resnet20.onnx", split_cifar, judge_classes),
-        Task("yolox", "yolox_nano_416.onnx", split_coco, judge_boxes),
-        Task("stories260k", "stories260k.onnx", split_stories, judge_text, transformer=True),
+        Task("mobilenetv2", "mobilenetv2_1.0_224.onnx", partial(split_imagenet, standardize), judge_classes, "top-1 %"),
+        Task("squeezenet", "squeezenet1.1_224.onnx", partial(split_imagenet, standardize), judge_classes, "top-1 %"),
+        Task("mobilenetv1", "mobilenetv1_0.25_224.onnx", partial(split_imagenet, to_unit_range), judge_classes,
+             "top-1 %"),
+        Task("resnet20", "cifar10_resnet20.onnx", split_cifar, judge_classes, "top-1 %"),
+        Task("yolox", "yolox_nano_416.onnx", split_coco, judge_boxes, "mAP %"),
+        Task("stories260k", "stories260k.onnx", split_stories, judge_text, "perplexity", transformer=True),
     )
 })  # fmt: skip
 
 
-def calibration_npz(zoo: Path, model_key: str, folder: Path) -> Path:
-    """Write the task's calibration inputs to an .npz in `folder`, one array per input. Raises ZooError."""
-    return _save(folder / f"{model_key}_calibration.npz", TASKS[model_key].split(zoo)[0])
-
-
-def _save(path: Path, items: Items) -> Path:
+def save(path: Path, items: Items) -> Path:
+    """Write the inputs and labels of items to an .npz."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {**items.feeds, **items.labels}
     np.savez(path, **arrays)
     return path
+
+
+def count(text: str) -> int:
+    """How many items, from a command line. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError("a test needs 2 items at least")
+    return int(text)
 
 
 def main() -> int:
@@ -427,12 +446,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write calibration and test data of every task of the zoo.")
     parser.add_argument("--zoo", type=Path, required=True, help="folder that holds models/ and data/")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--test", type=count, help="labelled items to test on at most; default: the task's own number")
     arguments = parser.parse_args()
     try:
         for key, task in TASKS.items():
-            calibration, test = task.split(arguments.zoo)
+            calibration, test = task.split(arguments.zoo, arguments.test)
             for part, items in (("calibration", calibration), ("test", test)):
-                print(f"{_save(arguments.out / f'{key}_{part}.npz', items)}: {len(items)} items")
+                print(f"{save(arguments.out / f'{key}_{part}.npz', items)}: {len(items)} items")
     except ZooError as error:
         print(error, file=sys.stderr)
         return 2

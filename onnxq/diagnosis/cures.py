@@ -40,7 +40,7 @@ class Trial:
         kind: as in `Cure`.
         sentence: what to do.
         more: switches to add; they come after those that they replace.
-        off: names of switches that are gone.
+        off: names of switches that are gone, if they were there.
         nodes: as in `Cure`.
         rule: as in `Cure`.
     """
@@ -138,7 +138,7 @@ class Clinic:
         ]
         cost = "" if space else ", at the cost of a Mul"
         said = f"Move the differences between the channels of '{data}' into the weights that read it{cost}."
-        yield Trial("balance", said, tuple(more))
+        yield Trial("balance", said, tuple(more), off=frozenset(bias_of(reader) for reader in readers))
 
     def _balanced_input(self, name: str, factors: Array, label: str) -> tuple[Switch, ...]:
         seen = self.statistics.get(name)
@@ -163,11 +163,14 @@ class Clinic:
         ]
         behind = {name for s in reads if s.readers != (node.name,) for name in self._readers(s)}
         groups += [{node.name, *behind}] if behind else []
-        for group in groups:
-            off = frozenset(s.name for s in self.case.switches.values() if not self._stays(s, group))
-            names = [n.name for n in self.case.graph.nodes if n.name in group]
-            listed = " and ".join(f"'{name}'" for name in names)
-            yield Trial("keep float", f"Keep {listed} in float.", off=off, nodes=tuple(names))
+        yield from (self.in_float(group) for group in groups)
+
+    def in_float(self, floats: set[str]) -> Trial:
+        """Without what these operators need to be quantized, and nobody else."""
+        off = frozenset(s.name for s in self.case.switches.values() if not self._stays(s, floats))
+        names = [node.name for node in self.case.graph.nodes if node.name in floats]
+        listed = " and ".join(f"'{name}'" for name in names)
+        return Trial("keep float", f"Keep {listed} in float.", off=off, nodes=tuple(names))
 
     def _readers(self, switch: Switch) -> set[str]:
         return set(switch.readers) or {node.name for node in self.tensors[switch.tensor].outputs}
@@ -236,6 +239,11 @@ def _input_reach(layer: Layer, one: Array) -> Array:
     return np.asarray(blocks.max(axis=(1, 3)).reshape(-1))
 
 
+def bias_of(pair: Pair) -> str:
+    """The switch of a layer's bias, which makes up for the errors of the weight that is there now."""
+    return f"{pair.layer.node.name}: bias"
+
+
 def per_channel(pair: Pair) -> Iterator[Trial]:
     """A scale for each output channel, where all share one."""
     layer, form, name = pair.layer, pair.stored.weight.format, pair.layer.node.name
@@ -245,7 +253,8 @@ def per_channel(pair: Pair) -> Iterator[Trial]:
     found = quantize_weight(weight(layer.weight), form, axis=axis, symmetric=form.signed)
     values = dequantize(found.values, found.scale, found.zero_point, axis)
     switch = Switch(f"{name}: weight, per channel", layer.weight.name, (name,), values=values)
-    yield Trial("per channel", f"Give each output channel of the weight of '{name}' a scale of its own.", (switch,))
+    said = f"Give each output channel of the weight of '{name}' a scale of its own."
+    yield Trial("per channel", said, (switch,), off=frozenset({bias_of(pair)}))
 
 
 def balanced_weight(pair: Pair, factors: Array, label: str) -> Switch:

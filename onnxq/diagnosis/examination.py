@@ -15,6 +15,7 @@ from onnxq.calibration.statistics import BINS
 from onnxq.channels import spaces
 from onnxq.diagnosis.cures import Clinic, Trial
 from onnxq.diagnosis.findings import Cure, Diagnosis, Finding, Outlier, decibels, sentence
+from onnxq.diagnosis.matching import Pair
 from onnxq.diagnosis.overflow import can_overflow, overflow_share
 from onnxq.diagnosis.suspects import Case, Suspect, open_case
 from onnxq.errors import ModelError
@@ -41,6 +42,9 @@ HELD = 8
 
 NEARLY = 0.7
 """A cure that gains so much of what the best one does is preferred where it costs less."""
+
+LEAST_GAIN = 0.05
+"""Decibels below which a cure is none."""
 
 FAR_APART = 3.0
 """Decibels between simulation and reality that want an explanation."""
@@ -122,7 +126,8 @@ class Examination:
         close = [n for place, n in enumerate(noise) if place < self.settings.top or noise[n] >= WORTH_A_LOOK * total]
         local, together = self._local(close), self._accumulated()
         statistics = self._statistics(list(noise)[: self.settings.top])
-        overflow, cures = self._overflow(), self._cures(list(noise)[: self.settings.top], shares, statistics)
+        overflow = self._overflow()
+        cures, all_float = self._cures(list(noise)[: self.settings.top], shares, statistics)
         findings = []
         for name, own in noise.items():
             suspect, output = suspects[name], output_of(suspects[name])
@@ -141,9 +146,15 @@ class Examination:
                 int16_overflow=overflow.get(name),
                 rescaled=suspect.factors is not None,
                 cures=cures.get(name, []),
-            ).model_copy(update=about_layer(suspect, statistics))
+            ).model_copy(update=self._about(suspect, statistics))
             findings.append(found.model_copy(update={"sentence": sentence(found)}))
-        return self._summary(shares, findings, measured)
+        return self._summary(shares, findings, measured).model_copy(update={"all_float": all_float})
+
+    def _about(self, suspect: Suspect, statistics: Statistics) -> dict[str, object]:
+        known = {} if suspect.pair is None else about_weight(suspect.pair)
+        for switch in [self.case.switches[name] for name in suspect.activation][:1]:
+            known |= about_activation(switch.tensor, statistics.get(switch.tensor), switch.grid)
+        return known
 
     def _summary(self, shares: Shares, findings: list[Finding], measured: Run) -> Diagnosis:
         real = self.board.reference.noise(measured)
@@ -201,23 +212,34 @@ class Examination:
             self.settings.progress("overflow", min(start + HELD, len(pairs)), len(pairs))
         return found
 
-    def _cures(self, names: Sequence[str], shares: Shares, statistics: Statistics) -> dict[str, list[Cure]]:
-        """Simulate what could help the worst operators."""
+    def _cures(
+        self, names: Sequence[str], shares: Shares, statistics: Statistics
+    ) -> tuple[dict[str, list[Cure]], Cure | None]:
+        """Simulate what could help the worst operators, each alone, and all of them in float."""
         clinic = Clinic.of(self.case, statistics)
         trials = {name: list(clinic.trials(self.case.suspects[name])) for name in names}
         more = {switch.name: switch for found in trials.values() for trial in found for switch in trial.more}
         board = self._board(list(more.values()))
         before, cures = worst(shares.together), dict[str, list[Cure]]()
-        count, done = sum(map(len, trials.values())), 0
+        count, done = sum(map(len, trials.values())) + bool(names), 0
+
+        def simulate(trial: Trial) -> Cure:
+            nonlocal done
+            done += 1
+            self.settings.progress("cures", done, count)
+            on = (set(self.case.switches) - trial.off) | {switch.name for switch in trial.more}
+            return cure(trial, before, board.noise(on))
+
         for name, found in trials.items():
-            cures[name] = []
-            for trial in found:
-                on = (set(self.case.switches) - trial.off) | {switch.name for switch in trial.more}
-                cures[name].append(cure(trial, before, board.noise(on)))
-                done += 1
-                self.settings.progress("cures", done, count)
-            cures[name] = by_preference(cures[name])
-        return cures
+            cures[name] = by_preference([simulate(trial) for trial in found])
+        kept = {node for found in cures.values() for node in best_float(found)}
+        return cures, simulate(clinic.in_float(kept)) if kept else None
+
+
+def best_float(cures: Sequence[Cure]) -> list[str]:
+    """What to keep in float for one operator; nothing where that does not help."""
+    kept = [cure for cure in cures if cure.kind == "keep float"]
+    return max(kept, key=lambda cure: cure.gain_db).nodes if kept else []
 
 
 def cure(trial: Trial, before: float, after: float) -> Cure:
@@ -235,7 +257,7 @@ def cure(trial: Trial, before: float, after: float) -> Cure:
 
 def by_preference(cures: Sequence[Cure]) -> list[Cure]:
     """Those that help, the most reasonable first: of those that gain nearly as much as the best, the cheapest."""
-    helpful = sorted((c for c in cures if c.gain_db > 0), key=lambda c: -c.gain_db)
+    helpful = sorted((c for c in cures if c.gain_db >= LEAST_GAIN), key=lambda c: -c.gain_db)
     if not helpful:
         return []
     nearly = [c for c in helpful if c.gain_db >= NEARLY * helpful[0].gain_db]
@@ -273,21 +295,22 @@ def output_of(suspect: Suspect) -> str:
     return suspect.pair.layer.output.name if suspect.pair is not None else suspect.node.outputs[0].name
 
 
-def about_layer(suspect: Suspect, statistics: Statistics) -> dict[str, object]:
-    """What is known about the input and the weight of a layer."""
-    pair = suspect.pair
-    if pair is None:
-        return {}
-    data, seen = pair.layer.data.name, statistics.get(pair.layer.data.name)
-    grid = None if suspect.factors is not None else pair.stored.data  # rescaled, it is no grid of the float tensor
+def about_weight(pair: Pair) -> dict[str, object]:
+    """What is known about the weight of a layer."""
     exact = np.abs(pair.exact)
     axes = tuple(range(1, exact.ndim)) if pair.layer.node.op == "Conv" else (0,)
+    return {"weight_outlier": outlier(exact.max(axis=axes)), "per_channel": pair.stored.weight.scales > 1}
+
+
+def about_activation(name: str, seen: Seen | None, grid: Grid | None) -> dict[str, object]:
+    """What is known about an activation that is rounded."""
+    if seen is None:
+        return {"input": name}
     return {
-        "input": data,
-        "input_outlier": None if seen is None else outlier(np.maximum(-seen.channels.low, seen.channels.high)),
-        "weight_outlier": outlier(exact.max(axis=axes)),
-        "per_channel": pair.stored.weight.scales > 1,
-        "clipped": clipped(seen, grid) if seen is not None and isinstance(grid, Grid) else None,
+        "input": name,
+        "input_range": (seen.histogram.low, seen.histogram.high),
+        "input_outlier": outlier(np.maximum(-seen.channels.low, seen.channels.high)),
+        "clipped": None if grid is None or np.size(grid.scale) > 1 else clipped(seen, grid),
     }
 
 

@@ -16,6 +16,9 @@ MUCH_CLIPPED = 1e-3
 MUCH_SATURATED = 1e-4
 """Shares from which values that are cut off are worth a word."""
 
+MASK = 1e30
+"""Values that reach so far are masks."""
+
 
 def decibels(noise: float) -> float | None:
     """Signal over noise in dB, from noise over signal; None where there is no noise."""
@@ -70,11 +73,12 @@ class Finding(Record):
         activation_noise: of `noise`, by what it reads (or hands on to operators without a weight); likewise.
         local_db: signal over noise at its own output when it alone is quantized; None for no noise, or not looked into.
         accumulated_db: signal over noise there with all errors that come before.
-        input: the tensor that it reads; empty for an operator without a weight.
-        input_outlier: the channel of its input that reaches farthest; None where channels are not known.
+        input: the activation that is rounded: what a layer reads, what an operator without a weight hands on.
+        input_range: the smallest and the largest value there; None where it was not looked at.
+        input_outlier: the channel that reaches farthest there; None where channels are not known.
         weight_outlier: the output channel of its weight that does.
         per_channel: whether its weight has several scales.
-        clipped: share of its input's values that lie beyond the grid.
+        clipped: share of the values there that lie beyond the grid.
         int16_overflow: share of its outputs that are wrong on processors without VNNI; None where that cannot be.
         rescaled: whether the tool moved factors between its channels and those of its neighbours.
         cures: what could be done, the most reasonable first; empty where that was not looked into.
@@ -92,6 +96,7 @@ class Finding(Record):
     local_db: float | None = None
     accumulated_db: float | None = None
     input: str = ""
+    input_range: tuple[float, float] | None = None
     input_outlier: Outlier | None = None
     weight_outlier: Outlier | None = None
     per_channel: bool = False
@@ -113,6 +118,7 @@ class Diagnosis(Record):
         simulated_db: the same for the float model with all that was found in the quantized one switched on.
         additivity: sum of what the operators cause alone, over what they cause together; 1 where errors add up.
         findings: every operator that was quantized, the one that costs most first.
+        all_float: what keeping the worst ones in float would bring together; None where that was not simulated.
         layers: how many layers with a weight are quantized.
         notes: what a careful person would want to know.
     """
@@ -124,6 +130,7 @@ class Diagnosis(Record):
     simulated_db: float | None
     additivity: float
     findings: list[Finding]
+    all_float: Cure | None = None
     layers: int
     notes: list[str] = []
 
@@ -150,25 +157,39 @@ def _cost(finding: Finding) -> str:
 
 
 def _reasons(finding: Finding) -> list[str]:
-    found, by_weight = [], (finding.weight_noise or 0) > (finding.activation_noise or 0)
-    channel = finding.input_outlier
-    if channel is not None and channel.times >= MANY_TIMES and not by_weight:
-        found.append(
-            f"Channel {channel.channel} of its input reaches {channel.times:.0f} times as far as the median one."
-        )
-    channel = finding.weight_outlier
-    if channel is not None and channel.times >= MANY_TIMES and by_weight and not finding.per_channel:
-        found.append(
-            f"Channel {channel.channel} of its weight reaches {channel.times:.0f} times as far as the median one, "
-            "and all channels share one scale."
-        )
+    by_weight = (finding.weight_noise or 0) > (finding.activation_noise or 0)
+    found = _about_weight(finding) if by_weight else _about_activation(finding)
     if finding.clipped is not None and finding.clipped >= MUCH_CLIPPED:
-        found.append(f"{_percent(finding.clipped)} of its input's values lie beyond the range.")
+        found.append(f"{_percent(finding.clipped)} of the values of '{finding.input}' lie beyond the range.")
     if finding.int16_overflow is not None and finding.int16_overflow >= MUCH_SATURATED:
         found.append(f"Without VNNI, {_percent(finding.int16_overflow)} of its outputs overflow 16 bits.")
     if finding.rescaled:
         found.append("Its channels were rescaled; that was taken out before the comparison.")
     return found
+
+
+def _about_activation(finding: Finding) -> list[str]:
+    low, high = finding.input_range or (0.0, 0.0)
+    if max(-low, high) > MASK:
+        return [
+            f"'{finding.input}' reaches to {low if -low > high else high:.2g}, a mask: its grid has room for little else."
+        ]
+    channel = finding.input_outlier
+    if channel is None or channel.times < MANY_TIMES:
+        return []
+    return [
+        f"Channel {channel.channel} of '{finding.input}' reaches {channel.times:.0f} times as far as the median one."
+    ]
+
+
+def _about_weight(finding: Finding) -> list[str]:
+    channel = finding.weight_outlier
+    if channel is None or channel.times < MANY_TIMES or finding.per_channel:
+        return []
+    return [
+        f"Channel {channel.channel} of its weight reaches {channel.times:.0f} times as far as the median one, "
+        "and all channels share one scale."
+    ]
 
 
 def _percent(share: float) -> str:

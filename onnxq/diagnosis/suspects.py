@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.channels import HOMOGENEOUS, input_channels
 from onnxq.diagnosis.constants import Numbers, dequantized
-from onnxq.diagnosis.matching import Pair, bare, pair_up
+from onnxq.diagnosis.matching import ABSORBED, Pair, bare, pair_up
 from onnxq.diagnosis.stored import Input, Reader, StoredLayer
 from onnxq.graph import Array, Constant, Graph, Node, Tensor, is_constant, weight
 from onnxq.layers import Layer
@@ -164,7 +164,7 @@ class Work:
         """Activations that operators without a quantized weight read as integers."""
         tensors = self.graph.tensors()
         layers = {pair.layer.node.name for pair in self.pairs}
-        for name, grid in activation_grids(self.reader, tensors).items():
+        for name, grid in self._past_activations(activation_grids(self.reader, tensors)).items():
             tensor, floats = tensors[name], self._float_readers(name)
             readers = [node for node in dict.fromkeys(tensor.outputs) if node.name not in layers | floats]
             all_of_them = len(readers) == len(set(tensor.outputs)) and self.graph.kept(tensor) and not floats
@@ -175,6 +175,18 @@ class Work:
             grid = stretched(grid, _inverse(self.scaled.get(name)), axis)
             chosen = () if all_of_them else tuple(node.name for node in readers)
             self.suspect(owner).activation.append(self.switch(Switch(f"{name}: between", name, chosen, grid=grid)))
+
+    def _past_activations(self, grids: Mapping[str, Grid]) -> dict[str, Grid]:
+        """Grids of what layers make, taken behind the activation that rounding to them has replaced."""
+        moved: dict[str, Grid] = {}
+        for name, grid in grids.items():
+            layer = self.owners.get(name)
+            last = layer.tail[-1] if layer is not None and layer.tail else None
+            if last is not None and last.op in ABSORBED and last.inputs[0].name == name:
+                moved[last.outputs[0].name] = grid
+            else:
+                moved[name] = grid
+        return {**moved, **{name: grid for name, grid in grids.items() if name in moved}}
 
     def _float_readers(self, name: str) -> set[str]:
         """Nodes of the quantized graph that read a tensor in floats as some float operator made it."""

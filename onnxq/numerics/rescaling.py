@@ -68,6 +68,7 @@ def find_factors(
     a, b = _blocks(exact, groups), _blocks(changed, groups)
     reach = np.sqrt(np.sum(b * b, axis=(2, 3), keepdims=True))
     a, b = (part / np.where(reach > 0, reach, 1.0) for part in (a, b))  # else one large channel would decide alone
+    a = a * b.any(axis=(2, 3), keepdims=True) * b.any(axis=(1, 3), keepdims=True)  # what was erased says nothing
     before = float(np.sum((b - a) ** 2))
     total = float(np.sum(b * b))
     if before <= ROUNDING * total:

@@ -49,8 +49,8 @@ class Forms:
         """The forms that a layer can take; the first one is preferred among equals."""
         return (STATIC, DYNAMIC, FLOAT) if self.layers[name].linear else (STATIC, FLOAT)
 
-    def switches(self, name: str, form: str) -> Iterator[Switch]:
-        """What has to be turned on for a layer to be in a form."""
+    def switches(self, name: str, form: str, alone: bool = False) -> Iterator[Switch]:
+        """What has to be turned on for a layer to be in a form; `alone`: while all others are float."""
         if form == FLOAT:
             return
         layer, settings = self.layers[name], self.plan.recipe.weight
@@ -66,26 +66,28 @@ class Forms:
         if bias is not None and layer.bias is not None:
             holder = layer.tail[0] if node.op == "MatMul" else node
             yield Switch(f"{name}|bias", layer.bias.name, (holder.name,), values=_shaped(bias, layer))
-        output = self._output(layer)
+        output = self._output(layer, alone)
         if output is not None:
             yield Switch(f"{name}|output", output, (), grid=grid_of(self.plan.tensors[output]))
 
-    def _output(self, layer: Layer) -> str | None:
-        """The quantized output of a convolution, unless a layer counts it as its input."""
+    def _output(self, layer: Layer, alone: bool) -> str | None:
+        """The quantized output of a convolution, unless another layer counts it as its input."""
         whole = layer_of(self.graph, layer.node, self.target.absorbed)
         assert isinstance(whole, Layer)
         name = whole.output.name
-        counted = any(other.data.name == name for other in self.layers.values())
+        counted = not alone and any(other.data.name == name for other in self.layers.values())
         return None if layer.linear or counted or name not in self.plan.tensors else name
 
-    def shares(self, forms: tuple[str, ...], data: Data, samples: int, progress: Progress = silent) -> Shares:
+    def shares(
+        self, forms: tuple[str, ...], data: Data, samples: int, progress: Progress = silent, *, alone: bool = False
+    ) -> Shares:
         """Noise of each layer in each of some forms, as groups `layer|form`."""
         groups: dict[str, list[str]] = {}
         switches: dict[str, Switch] = {}
         for name in self.layers:
             for form in forms:
                 if form in self.of(name):
-                    found = {switch.name: switch for switch in self.switches(name, form)}
+                    found = {switch.name: switch for switch in self.switches(name, form, alone)}
                     switches |= found
                     groups[f"{name}|{form}"] = list(found)
         board = SwitchBoard(self.graph, list(switches.values()), data, samples)
@@ -107,5 +109,5 @@ def layer_shares(
     graph: Graph, target: Target, plan: Plan, data: Data, samples: int, progress: Progress = silent
 ) -> dict[str, float]:
     """Noise over signal at the worst output that each static layer alone causes, the worst first."""
-    shares = Forms(graph, target, plan).shares((STATIC,), data, samples, progress)
+    shares = Forms(graph, target, plan).shares((STATIC,), data, samples, progress, alone=True)
     return {name.removesuffix(f"|{STATIC}"): noise for name, noise in shares.noise.items()}

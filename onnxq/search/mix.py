@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -18,8 +19,8 @@ from onnxq.search.choice import Choice, Edge, Group, Option, knee
 from onnxq.search.cost import Boundary, Costs
 from onnxq.search.forms import DYNAMIC, FLOAT, STATIC, Forms
 
-BUDGETS = (0.1, 0.03, 0.01, 0.004, 0.0015, 0.0005)
-"""Noise over signal that plans may leave, from bold to cautious: 10, 15, 20, 24, 28 and 33 dB."""
+BUDGETS = (0.1, 0.056, 0.032, 0.018, 0.01, 0.0056, 0.0032, 0.0018, 0.001, 0.00056)
+"""Noise over signal that plans may leave, from bold to cautious: 10 to 32.5 dB, in steps of 2.5."""
 
 TOLERANCE = 0.02
 """Share of the time that is given away for accuracy."""
@@ -54,22 +55,29 @@ class Table:
     noise: Mapping[str, float]
     costs: Costs
 
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """Every node of the graph by name."""
+        return {node.name: node for node in self.forms.graph.nodes}
+
+    @cached_property
     def followers(self) -> list[Node]:
         """Operators without a weight that the static plan runs on integers."""
         plan, layers = self.forms.plan, self.forms.layers
         nodes = [n for n in self.forms.graph.nodes if plan.treatment(n.name) is Treatment.STATIC]
         return [n for n in nodes if n.name not in layers and n.op not in ("Conv", "MatMul", "Gemm")]
 
+    @cached_property
     def members(self) -> dict[str, list[str]]:
         """Groups that take one form: layers that read the same tensor; each operator between layers for itself."""
         found: dict[str, list[str]] = {}
         for name, layer in self.forms.layers.items():
             found.setdefault(layer.data.name, []).append(name)
-        return found | {node.name: [node.name] for node in self.followers()}
+        return found | {node.name: [node.name] for node in self.followers}
 
     def groups(self) -> list[Group]:
         """Every group with noise and time of its forms; what its neighbours decide is left to `edges`."""
-        return [Group(name, tuple(self._options(name, members))) for name, members in self.members().items()]
+        return [Group(name, tuple(self._options(name, members))) for name, members in self.members.items()]
 
     def _options(self, group: str, members: Sequence[str]) -> Iterator[Option]:
         layers = self.forms.layers
@@ -86,9 +94,8 @@ class Table:
         total = self._boundary(group).dynamic if form == DYNAMIC else 0.0
         if form != STATIC:
             return total
-        nodes = {node.name: node for node in self.forms.graph.nodes}
-        read = {t.name for m in members for t in nodes[m].inputs if t.name in self.forms.plan.tensors}
-        made = self._makers()
+        read = {t.name for m in members for t in self.nodes[m].inputs if t.name in self.forms.plan.tensors}
+        made = self._makers
         return total + sum(self._boundary(t).quantize / self._readers(t) for t in sorted(read - made.keys()))
 
     def _boundary(self, tensor: str) -> Boundary:
@@ -96,20 +103,22 @@ class Table:
 
     def _readers(self, tensor: str) -> int:
         """How many groups read a tensor on integers, if they may."""
-        return max(1, len({group for group, names in self._reading().items() if tensor in names}))
+        return max(1, len({group for group, names in self._reading.items() if tensor in names}))
 
+    @cached_property
     def _reading(self) -> dict[str, set[str]]:
-        nodes = {node.name: node for node in self.forms.graph.nodes}
+        """Quantized tensors that each group reads."""
         tensors = self.forms.plan.tensors
         return {
-            group: {t.name for m in members for t in nodes[m].inputs if t.name in tensors}
-            for group, members in self.members().items()
+            group: {t.name for m in members for t in self.nodes[m].inputs if t.name in tensors}
+            for group, members in self.members.items()
         }
 
+    @cached_property
     def _makers(self) -> dict[str, str]:
         """For tensors that an operator makes as integers, if it may, its group; linear layers return floats."""
         made: dict[str, str] = {}
-        of = {member: group for group, members in self.members().items() for member in members}
+        of = {member: group for group, members in self.members.items() for member in members}
         for node in self.forms.graph.nodes:
             if node.name not in of:
                 continue
@@ -122,9 +131,9 @@ class Table:
 
     def edges(self) -> list[Edge]:
         """What unlike neighbours cost."""
-        makers, found = self._makers(), []
+        makers, found = self._makers, []
         forms = {group.name: {option.name for option in group.options} for group in self.groups()}
-        for group, names in self._reading().items():
+        for group, names in self._reading.items():
             for name in sorted(names & makers.keys()):
                 boundary, readers = self._boundary(name), self._readers(name)
                 pairs = {(STATIC, other): boundary.dequantize / readers for other in (DYNAMIC, FLOAT)}
@@ -149,9 +158,9 @@ def mixtures(table: Table) -> list[Mixture]:
 
 
 def _decisions(table: Table, choice: Choice) -> dict[str, NodePlan]:
-    nodes = {node.name: node for node in table.forms.graph.nodes}
+    nodes = table.nodes
     found: dict[str, NodePlan] = {}
-    for group, members in table.members().items():
+    for group, members in table.members.items():
         form = choice.options[group]
         for name in members if form != STATIC else ():
             reason = _reason(table, name, form)

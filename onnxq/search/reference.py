@@ -1,7 +1,7 @@
 """What a float model returns for some samples, and the noise that another model adds to it.
 
 Noise over signal is 10**(-SQNR / 10): the sum of squares of the error over that of the float values. Padding does not
-count, and neither does what is infinite or NaN in the float model.
+count, and neither does what is NaN, infinite or nearly so in the float model: attention masks hold the lowest float.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from onnxq.runtime import Feeds
 
 REMEMBERED = 1 << 28
 """Bytes of float outputs that are kept in memory; past that, no further sample is taken."""
+
+HUGE = 1e30
+"""Float values beyond this are no signal."""
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Feeds, Sequence[str]], Mapping[str, Array]]
@@ -36,7 +39,7 @@ class Sums:
         mask = mask_of(feeds)
         for name, expected in reference.items():
             expected, got = unmasked(expected, mask), unmasked(values[name], mask)
-            self.signal[name] = self.signal.get(name, 0.0) + power(expected)
+            self.signal[name] = self.signal.get(name, 0.0) + signal_power(expected)
             self.noise[name] = self.noise.get(name, 0.0) + error_power(expected, got)
 
     def ratios(self) -> dict[str, float]:
@@ -44,19 +47,19 @@ class Sums:
         return {name: self.noise[name] / signal for name, signal in self.signal.items() if signal > 0}
 
 
-def power(values: Array) -> float:
-    """Sum of squares of the finite values."""
-    return float(np.sum(np.square(values[np.isfinite(values)], dtype=np.float64)))
+def signal_power(values: Array) -> float:
+    """Sum of squares of the values that are no mask."""
+    return float(np.sum(np.square(values[np.abs(values) < HUGE], dtype=np.float64)))
 
 
 def error_power(reference: Array, values: Array) -> float:
-    """Sum of squares of the error where the reference is finite; infinite where the other is not, or is shaped else."""
+    """Sum of squares of the error where the reference is no mask; infinite where an error is, or the shapes differ."""
     if reference.shape != values.shape:
         return np.inf
-    usable = np.isfinite(reference)
+    usable = np.abs(reference) < HUGE
     with np.errstate(over="ignore", invalid="ignore"):
         error = values[usable] - reference[usable]
-    return power(error) if np.isfinite(error).all() else np.inf
+    return float(np.sum(np.square(error, dtype=np.float64))) if np.isfinite(error).all() else np.inf
 
 
 def worst(noise: Mapping[str, float]) -> float:

@@ -18,12 +18,12 @@ from onnxq import Options, Recipe, optimize
 Array = NDArray[Any]
 QUICK = Options(seconds=0.0, check=False)
 
-BAD = "conv2"
-"""The convolution that suffers from the fault of `planted`."""
 
-
-def pictures(count: int = 12) -> Array:
-    return np.random.default_rng(4).normal(size=(count, 8, 12, 12)).astype(np.float32)
+def pictures(*, loud: float = 1.0) -> Array:
+    """Twelve of eight channels, the sixth of which may be louder than the others."""
+    x = np.random.default_rng(4).normal(size=(12, 8, 12, 12))
+    x[:, 5] *= loud
+    return x.astype(np.float32)
 
 
 def rows(count: int = 24) -> Array:
@@ -62,10 +62,17 @@ def healthy() -> list[Array]:
 
 
 def planted(path: Path, **options: Any) -> Path:
-    """One channel of the second convolution's output is enormous; the third, which reads it, hardly weighs it."""
+    """One channel of the second convolution's output is enormous; the third, `conv2`, hardly weighs it."""
     weights = healthy()
     weights[1][0] *= 500
     weights[2][:, 0] /= 500
+    return chain(path, weights, **options)
+
+
+def loud_input(path: Path, **options: Any) -> Path:
+    """The first convolution hardly weighs the channel that is 500 times as loud as the others."""
+    weights = healthy()
+    weights[0][:, 5] /= 500
     return chain(path, weights, **options)
 
 

@@ -14,7 +14,6 @@ from onnxq import Diagnosis, explain
 from onnxq.diagnosis.findings import Cure, Finding
 from onnxq.errors import DataError, ModelError
 from tests.diagnosis.quantizers import (
-    BAD,
     TOOLS,
     Array,
     by_onnxq,
@@ -22,6 +21,7 @@ from tests.diagnosis.quantizers import (
     by_runtime_dynamic,
     chain,
     healthy,
+    loud_input,
     perceptron,
     pictures,
     planted,
@@ -46,22 +46,36 @@ def the(kind: str, finding: Finding) -> Cure:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_planted_channel_is_found(tool: str, tmp_path: Path) -> None:
+def test_a_loud_channel_of_an_activation_is_found(tool: str, tmp_path: Path) -> None:
+    model, x = loud_input(tmp_path / "model.onnx"), pictures(loud=500.0)
+    found = look(model, TOOLS[tool](model, x), x, top=1)
+    worst = found.findings[0]
+    assert (worst.node, worst.input) == ("conv0", "x")
+    assert worst.share > 0.9
+    assert worst.activation_noise is not None
+    assert worst.weight_noise is not None
+    assert worst.activation_noise > worst.weight_noise > 0
+    assert worst.input_outlier is not None
+    assert worst.input_outlier.channel == 5
+    assert worst.input_outlier.times > 100
+    assert "Channel 5 of 'x' reaches" in worst.sentence
+    assert "of it by its input" in worst.sentence
+    assert the("keep float", worst).nodes == ["conv0"]
+    assert the("keep float", worst).gain_db > 20
+    assert not any(finding.rescaled for finding in found.findings)
+
+
+@pytest.mark.parametrize("tool", [name for name in TOOLS if "onnxq" in name or "per channel" in name])
+def test_a_loud_channel_between_two_layers_is_found(tool: str, tmp_path: Path) -> None:
     model = planted(tmp_path / "model.onnx")
     found = look(model, TOOLS[tool](model, pictures()), pictures(), top=1)
     worst = found.findings[0]
-    assert worst.node == BAD
-    assert worst.share > 0.5
-    assert worst.activation_noise is not None
-    assert worst.weight_noise is not None
-    assert worst.activation_noise > 10 * worst.weight_noise
+    assert (worst.node, worst.input, worst.share > 0.9) == ("conv2", "r1", True)
     assert worst.input_outlier is not None
     assert worst.input_outlier.channel == 0
-    assert worst.input_outlier.times > 50
-    assert "Channel 0 of its input reaches" in worst.sentence
-    assert "of it by its input" in worst.sentence
-    assert {"balance", "keep float"} <= set(kinds(worst))
-    assert the("balance", worst).gain_db > 5
+    assert the("balance", worst).gain_db > 20
+    assert {tuple(c.nodes) for c in worst.cures if c.kind == "keep float"} >= {("conv1", "conv2")}
+    assert found.additivity == pytest.approx(1, abs=0.1), "nothing is counted twice"
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -98,21 +112,21 @@ def test_keeping_float_what_is_named_restores_the_accuracy(tmp_path: Path) -> No
     model, x = planted(tmp_path / "model.onnx"), pictures()
     before = look(model, by_onnxq(model, x), x, top=1)
     cure = max((c for c in before.findings[0].cures if c.kind == "keep float"), key=lambda cure: cure.gain_db)
-    assert set(cure.nodes) == {"conv1", BAD}, "the tensor is rounded as long as one of its two sides is quantized"
+    assert cure.nodes == ["conv1", "conv2"], "the tensor is rounded as long as one of its two sides is quantized"
     nodes = {name: {"quantize": False} for name in cure.nodes}
     after = look(model, by_onnxq(model, x, nodes=nodes), x, top=0)
     assert cure.gain_db > 5
     assert before.measured_db is not None
     assert after.measured_db == pytest.approx(before.measured_db + cure.gain_db, abs=1.0)
     assert after.measured_db == pytest.approx(cure.sqnr_db, abs=1.0)
-    assert BAD not in {finding.node for finding in after.findings}
+    assert "conv2" not in {finding.node for finding in after.findings}
 
 
 def test_one_side_alone_does_not_help(tmp_path: Path) -> None:
     model, x = planted(tmp_path / "model.onnx"), pictures()
     before = look(model, by_onnxq(model, x), x, top=1)
-    alone = [c.gain_db for c in before.findings[0].cures if c.nodes == [BAD]]
-    after = look(model, by_onnxq(model, x, nodes={BAD: {"quantize": False}}), x, top=0)
+    alone = [c.gain_db for c in before.findings[0].cures if c.nodes == ["conv2"]]
+    after = look(model, by_onnxq(model, x, nodes={"conv2": {"quantize": False}}), x, top=0)
     assert before.measured_db is not None
     assert after.measured_db == pytest.approx(before.measured_db + sum(alone), abs=1.0)
 
@@ -123,10 +137,10 @@ def test_balancing_helps_as_much_as_it_promises(tmp_path: Path) -> None:
     after = look(model, by_onnxq(model, x, balance=True), x, top=0)
     assert before.measured_db is not None
     assert after.measured_db is not None
-    assert after.measured_db > before.measured_db + the("balance", before.findings[0]).gain_db - 2
-    assert [finding.node for finding in after.findings if finding.rescaled] == ["conv1", BAD]
+    assert after.measured_db > before.measured_db + the("balance", before.findings[0]).gain_db - 6
+    assert [finding.node for finding in after.findings if finding.rescaled] == ["conv1", "conv2"]
     assert after.simulated_db == pytest.approx(after.measured_db, abs=1.0)
-    assert "Its channels were rescaled" in next(f for f in after.findings if f.node == BAD).sentence
+    assert "Its channels were rescaled" in next(f for f in after.findings if f.node == "conv2").sentence
 
 
 @pytest.mark.parametrize("tool", ["onnxruntime, qdq", "onnxruntime, integer"])
@@ -151,14 +165,12 @@ def scaled_bias(model: Path, name: str, factors: Array) -> None:
 
 @pytest.mark.parametrize("tool", STATIC)
 def test_layers_without_names_are_told_by_place(tool: str, tmp_path: Path) -> None:
-    model = planted(tmp_path / "model.onnx", named=False)
+    model, x = loud_input(tmp_path / "model.onnx", named=False), pictures(loud=500.0)
     bare = tmp_path / "bare.onnx"
-    quantized = TOOLS[tool](model, pictures())
-    without_names(quantized, bare)
-    found = look(model, bare, pictures(), top=0)
+    without_names(TOOLS[tool](model, x), bare)
+    found = look(model, bare, x, top=0)
     assert found.layers == 4
-    worst = found.findings[0]
-    assert (worst.op, worst.input) == ("Conv", "r1")
+    assert (found.findings[0].op, found.findings[0].input) == ("Conv", "x")
 
 
 def without_names(source: Path, target: Path) -> None:
@@ -195,12 +207,11 @@ def test_what_is_dynamic_or_stored_in_blocks(tmp_path: Path) -> None:
 def test_a_range_that_cuts_values_off(tmp_path: Path) -> None:
     model, x = chain(tmp_path / "model.onnx", healthy()), pictures()
     narrow = by_runtime(model, x / 4, integer=True)
-    worst = look(model, narrow, x, top=1).findings[0]
-    assert worst.clipped is not None
-    assert worst.clipped > 0.01
-    assert "lie beyond the range" in worst.sentence
-    assert worst.cures[0].kind == "range"
-    assert worst.cures[0].gain_db > 0.5
+    first = next(f for f in look(model, narrow, x, top=4).findings if f.node == "conv0")
+    assert first.clipped == pytest.approx(0.33, abs=0.1)
+    assert "of the values of 'x' lie beyond the range" in first.sentence
+    assert (first.cures[0].kind, first.cures[0].rule) == ("range", "minmax")
+    assert first.cures[0].gain_db > 0.3
 
 
 def test_local_and_accumulated_errors(tmp_path: Path) -> None:
@@ -238,13 +249,13 @@ def test_made_up_data_is_said(tmp_path: Path) -> None:
 def test_what_cannot_be_explained(tmp_path: Path) -> None:
     model, other = chain(tmp_path / "model.onnx", healthy()), perceptron(tmp_path / "other.onnx")
     quantized = by_onnxq(model, pictures())
-    with pytest.raises(ModelError, match="quantized already. Give the float model first"):
+    with pytest.raises(ModelError, match="quantized already"):
         look(quantized, model, pictures())
     with pytest.raises(ModelError, match="holds no layer with a quantized weight"):
         look(model, model, pictures())
-    with pytest.raises(ModelError, match="inputs of the two models differ|Compare models"):
-        renamed = tmp_path / "renamed.onnx"
-        rename_input(quantized, renamed)
+    renamed = tmp_path / "renamed.onnx"
+    rename_input(quantized, renamed)
+    with pytest.raises(ModelError, match="inputs of the two models differ"):
         look(model, renamed, pictures())
     with pytest.raises(DataError):
         look(model, quantized, rows())

@@ -26,9 +26,7 @@ def planted(folder: Path, outlier: float) -> Path:
 def build(model: Path, least_sqnr: float, *, balance: bool = False) -> Result:
     """The static model; without balanced channels, which would mend what is planted."""
     x = np.random.default_rng(4).normal(size=(16, 8, 12, 12)).astype(np.float32)
-    recipe = Recipe(
-        mode="static-int8", least_sqnr=least_sqnr, balance=balance, activation=Activation(range="minmax")
-    )
+    recipe = Recipe(mode="static-int8", least_sqnr=least_sqnr, balance=balance, activation=Activation(range="minmax"))
     return optimize(model, model.with_name("out.onnx"), data={"x": x}, recipe=recipe, options=QUICK)
 
 

@@ -12,7 +12,7 @@ from onnxq.calibration.data import Data, open_data
 from onnxq.graph import Graph, weight
 from onnxq.numerics.affine import fake_quantize, parameters, quantize_weight
 from onnxq.numerics.formats import FORMATS, INT8, UINT8, Format
-from onnxq.search.reference import Sums, error_power, remember
+from onnxq.search.reference import Sums, error_power, remember, signal_power
 from onnxq.search.switches import Grid, Shares, Switch, SwitchBoard
 from onnxq.search.wiring import wire
 from tests.onnx_text import Array, floats, read
@@ -252,9 +252,10 @@ def test_names_are_checked() -> None:
 
 
 def test_infinite_values_and_other_shapes() -> None:
-    exact = np.array([1.0, -np.inf, np.nan], np.float32)
-    assert error_power(exact, np.array([1.5, 0.0, 2.0], np.float32)) == 0.25
-    assert error_power(exact, np.array([np.nan, 0.0, 2.0], np.float32)) == np.inf
+    exact = np.array([1.0, -np.inf, np.nan, -3.4e38], np.float32)
+    assert signal_power(exact) == 1.0
+    assert error_power(exact, np.array([1.5, 0.0, 2.0, 0.0], np.float32)) == 0.25
+    assert error_power(exact, np.array([np.nan, 0.0, 2.0, 0.0], np.float32)) == np.inf
     assert error_power(exact, exact[:2]) == np.inf
     sums = Sums()
     sums.add({"a": exact, "b": np.zeros(2)}, {"a": exact, "b": np.ones(2)}, {})
