@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from onnxq import runtime
 from onnxq.calibration.collect import Progress, silent
-from onnxq.channels import divided
+from onnxq.channels import Factors, check_balance, divided
 from onnxq.errors import DataError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, to_model, upgrade
 from onnxq.layers import LAYERS
@@ -60,7 +60,7 @@ class Build:
     changes: dict[str, list[Change]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    factors: dict[str, list[float]] = field(default_factory=dict)
+    factors: dict[str, Factors] = field(default_factory=dict)
     progress: Progress = silent
 
     @property
@@ -182,6 +182,7 @@ def follow_plan(build: Build, plan: Plan) -> None:
     prepare(build)
     build.plan = plan
     build.rewrite(plan.rewrites)
+    check_balance(build.graph, plan.balance)
     build.factors = divided(build.graph, plan.balance)
     build.apply(BALANCE, GIVEN)
     names = {node.name: node for node in build.graph.nodes}

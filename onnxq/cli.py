@@ -277,7 +277,7 @@ def explain(
     candidate: flags.OtherModel,
     data: flags.NeededData,
     top: flags.Top = 5,
-    samples: flags.NoiseSamples = 8,
+    samples: flags.NoiseSamples = 4,
     memory: flags.Memory = None,
     threads: flags.Threads = 1,
     as_json: flags.AsJson = False,

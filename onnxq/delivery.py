@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from onnxq.inspection import has_scales
 from onnxq.memo import JSON
 from onnxq.modelfile import load, replacing, save
 from onnxq.options import Options
-from onnxq.plan import Plan, Treatment
+from onnxq.plan import NodePlan, Plan, Treatment
 from onnxq.proof import Proof, disk_size, prove
 from onnxq.recipe import Contract
 from onnxq.result import Point, Rejected, Result, broken, float_nodes, make_result
@@ -233,13 +234,20 @@ def _float_keeps(contract: Contract, delivery: Delivery) -> bool:
 
 
 def _in_the_way(plan: Plan | None) -> str:
-    """The layers that were kept in float, the costliest first."""
-    layers = [] if plan is None else [n for n, p in plan.nodes.items() if p.treatment is Treatment.FLOAT and p.measured]
-    if not layers or plan is None:
+    """The layers that were kept in float for their noise alone, the costliest first."""
+    gains = {} if plan is None else {name: _gain(node) for name, node in plan.nodes.items()}
+    worst = [name for name in sorted(gains, key=lambda name: -gains[name]) if gains[name] > 0][:IN_THE_WAY]
+    if not worst:
         return ""
-    times: Mapping[str, float] = {name: plan.nodes[name].measured.get("float us", 0.0) for name in layers}
-    worst = sorted(layers, key=lambda name: -times[name])[:IN_THE_WAY]
     return f" In the way stand {', '.join(repr(name) for name in worst)}, which lose too much accuracy in integers."
+
+
+def _gain(node: NodePlan) -> float:
+    """Microseconds that an integer form of a float layer would save."""
+    known = node.measured
+    if node.treatment is not Treatment.FLOAT or "static noise" not in known:
+        return 0.0
+    return known.get("float us", 0.0) - min(known.get(f"{form} us", math.inf) for form in ("static", "dynamic"))
 
 
 def give_up(reason: str, build: Build, delivery: Delivery) -> Result:

@@ -24,11 +24,12 @@ def diagnosis(candidate: Path, found: Diagnosis, top: int) -> RenderableType:
         ("" if place else "Findings", Text(f"{place + 1}. {finding.sentence}", overflow="fold"))
         for place, finding in enumerate(found.findings[:top])
     ]
+    if found.all_float is not None:
+        gain, left = f"{found.all_float.gain_db:.1f} dB", _decibels(found.all_float.sqnr_db)
+        rows.append(("All of them", f"In float together they should gain {gain}, up to {left}."))
+    adds_up = f"errors alone add up to {found.additivity:.2f} of all together"
     rows += [
-        (
-            "Simulated",
-            f"{_decibels(found.simulated_db)}; errors alone add up to {found.additivity:.2f} of all together",
-        ),
+        ("Simulated", f"{_decibels(found.simulated_db)}; {adds_up}"),
         ("Quantized", f"{_plural(found.layers, 'layer')}, {_plural(len(found.findings), 'operator')} in all"),
         ("Data", f"{found.data}; noise on the first {found.samples}"),
     ]

@@ -334,12 +334,16 @@ def upgrade(graph: Graph, version: int) -> Graph:
 
 
 def alone(graph: Graph, node: Node, operands: int) -> Graph:
-    """One node as a graph of its own, whose inputs are its first operands, so many of them, weights too."""
+    """One node as a graph of its own with its first output; its inputs are its first operands, weights too.
+
+    Other operands are left out. The graph has types.
+    """
     twins = [Variable(tensor.name, tensor.dtype) for tensor in node.inputs[:operands]]
     output = Variable(node.outputs[0].name)
     shell = type(graph.shell)()
     shell.graph.output.add(name=output.name)
     for twin in twins:
+        assert twin.dtype is not None, f"Tensor '{twin.name}' has no type."
         info = shell.graph.input.add(name=twin.name)
         info.type.tensor_type.elem_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(twin.dtype))
     made = _copy_node(node, list(twins), [output])

@@ -10,7 +10,7 @@ from onnxq.spec import QUANTIZED_OPERATORS
 
 WEIGHT_INPUT = {
     **dict.fromkeys(("Gather", "GatherBlockQuantized"), 0),
-    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "MatMul", "Gemm", "LSTM", "GRU"), 1),
+    **dict.fromkeys(("Conv", "FusedConv", "ConvTranspose", "ConvInteger", "MatMul", "Gemm", "LSTM", "GRU"), 1),
     **dict.fromkeys(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"), 1),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), 3),
 }

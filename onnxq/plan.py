@@ -110,8 +110,8 @@ class BalancePlan(Record):
     @field_validator("factors")
     @classmethod
     def _positive(cls, values: list[float]) -> list[float]:
-        if not values or not all(0 < value < float("inf") for value in values):
-            raise ValueError("factors are positive numbers, one for each channel")
+        if not values or not all(1e-30 < value < 1e30 for value in values):
+            raise ValueError("factors are positive numbers from 1e-30 to 1e30, one for each channel")
         return values
 
 

@@ -87,11 +87,11 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
         elif data is not None:
             found = calibrate_graph(build, placement, data, options.threads, options.memory)
     study = Study(build, placement, found, data, options.threads, options.memory, options.memo, rewrites)
-    study.key = {"data": fingerprint(data), "threads": options.threads, "version": __version__} if data else {}
     with build.stage("plan"):
         plan = study.plan()
     if data is None or not plan.tensors:
         return [plan]
+    study.key = {"data": fingerprint(data), "threads": options.threads, "version": __version__}
     with build.stage("search"):
         if build.recipe.balance:
             balance_channels(study)
@@ -241,8 +241,7 @@ def mixed_plans(study: Study, static: Plan) -> list[Plan]:
     for mixture in mixtures(Table(forms, *measure_forms(study, forms))):
         reasons = {name: plan.reason for name, plan in mixture.nodes.items()}
         placement = place_graph(build, reasons)
-        dynamic = {name: plan for name, plan in mixture.nodes.items() if plan.treatment is Treatment.DYNAMIC}
-        placement.nodes.update(dynamic)
+        placement.nodes.update(mixture.nodes)
         plan = study.plan(static.recipe.activation.range, placement)
         predicted = {"noise": rounded(mixture.noise), "microseconds": rounded(mixture.microseconds)}
         plans.append(plan.model_copy(update=predicted))

@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
+from onnxq.channels import Factors
 from onnxq.comparison import Comparison, OutputProof, batch_size, paired
 from onnxq.graph import Graph, to_model, weight
 from onnxq.metric import Meter, Score, resolve
@@ -160,7 +161,7 @@ def integer_forms(graph: Graph) -> dict[str, tuple[str, Array, Array]]:
 
 
 def layer_errors(
-    reference: Graph, candidate: Graph, data: Data, factors: Mapping[str, Sequence[float]] = MappingProxyType({})
+    reference: Graph, candidate: Graph, data: Data, factors: Mapping[str, Factors] = MappingProxyType({})
 ) -> list[LayerError]:
     """Error of every float tensor that both graphs hold, in floats or as integers; the worst first.
 
@@ -185,15 +186,14 @@ def layer_errors(
             if name in forms:
                 value = dequantize(value, forms[name][1].reshape(()), forms[name][2].reshape(()))
             if name in factors:
-                value = value * _along_channels(np.asarray(factors[name], np.float32), value.shape)
+                value = value * _along(*factors[name], value.ndim)
             if value.shape == expected[name].shape:
                 errors.append(LayerError(tensor=name, op=makers[name].op, sqnr_db=_tensor_sqnr(expected[name], value)))
     return sorted(errors, key=lambda error: (error.sqnr_db is None, error.sqnr_db or 0.0))
 
 
-def _along_channels(factors: Array, shape: Sequence[int]) -> Array:
-    """Factors shaped for the channels of pictures (axis 1), or of rows (the last axis)."""
-    return factors.reshape(-1, *([1] * (len(shape) - 2))) if len(shape) > 2 and len(factors) == shape[1] else factors
+def _along(axis: int, factors: Sequence[float], rank: int) -> Array:
+    return np.asarray(factors, np.float32).reshape(-1, *[1] * (rank - axis - 1))
 
 
 def _tensor_sqnr(reference: Array, value: Array) -> float | None:
@@ -242,7 +242,7 @@ def prove(
     layers: bool = True,
     seconds: float = 3.0,
     contract: Contract | None = None,
-    factors: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    factors: Mapping[str, Factors] = MappingProxyType({}),
     progress: Progress = silent,
 ) -> Proof:
     """Compare two models that lie in files.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxq.calibration.statistics import channel_axis
 from onnxq.graph import Array, weight
 from onnxq.layers import Layer, weight_axis
 from onnxq.numerics.affine import QuantizedWeight, dequantize, quantize_weight
@@ -33,7 +34,8 @@ def corrected_bias(layer: Layer, found: QuantizedWeight, means: Sequence[float])
     Args:
         layer: the layer, with its float weight.
         found: its rounded weight.
-        means: mean of each input channel; empty where they are not known, and then nothing is corrected.
+        means: mean of each input channel as `channel_axis` has it; nothing is corrected where there are none, or where
+            the layer has its channels along another axis.
     """
     node, known = layer.node, np.asarray(means)
     bias = None if layer.bias is None else weight(layer.bias).reshape(-1)
@@ -41,7 +43,9 @@ def corrected_bias(layer: Layer, found: QuantizedWeight, means: Sequence[float])
     by_rows = node.op == "Conv" or bool(node.attrs.get("transB", 0))
     groups = int(node.attrs.get("group", 1))
     inputs = values.shape[1] * groups if by_rows else values.shape[0]
-    if known.shape != (inputs,) or (bias is None and node.op == "MatMul"):
+    rank = values.ndim if node.op == "Conv" else len(layer.data.shape or values.shape)
+    elsewhere = channel_axis(rank) != (1 if node.op == "Conv" else rank - 1)
+    if known.shape != (inputs,) or elsewhere or (bias is None and node.op == "MatMul"):
         return bias
     error = mean_error(rounded, values, known, groups) if by_rows else mean_error(rounded.T, values.T, known)
     return ((0.0 if bias is None else bias) - error).astype(np.float32)

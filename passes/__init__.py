@@ -10,15 +10,23 @@ if __name__ != "onnxq.passes":
 from onnxq.passes.balance import Balance
 from onnxq.passes.bound_masks import BoundMasks
 from onnxq.passes.fold_constants import FoldConstants
+from onnxq.passes.fold_focus import FoldFocus
 from onnxq.passes.fold_integer import FoldInteger
+from onnxq.passes.fuse_activations import FuseActivations
+from onnxq.passes.fuse_attention import FuseAttention
 from onnxq.passes.fuse_batchnorm import FuseBatchnorm
+from onnxq.passes.fuse_norms import FuseNorms
 from onnxq.passes.fuse_pad import FusePad
 from onnxq.passes.insert_qdq import InsertQdq
+from onnxq.passes.keep_float import KeepFloat
+from onnxq.passes.pad_channels import PadChannels
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.quantize_embeddings import QuantizeEmbeddings
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.remove_identity import RemoveIdentity
 from onnxq.passes.restore_weights import RestoreWeights
+from onnxq.passes.settle_shapes import SettleShapes
+from onnxq.passes.sum_residuals import SumResiduals
 from onnxq.passes.unsigned_activations import UnsignedActivations
 from onnxq.pipeline import Pass
 
@@ -30,7 +38,14 @@ NORMALIZE: tuple[Pass, ...] = (
 )
 """What every model goes through before anybody decides about it."""
 
-FASTER: tuple[Pass, ...] = ()
+FASTER: tuple[Pass, ...] = (
+    FuseActivations(),
+    FuseNorms(),
+    SumResiduals(),  # after the norms are one operator: it looks for them
+    FuseAttention(),
+    SettleShapes(),  # after attention, which joins and parts axes that were parted and joined
+    FoldFocus(),
+)
 """What makes some models faster on some machines; each is kept where it was measured to."""
 
 BALANCE: tuple[Pass, ...] = (Balance(),)
@@ -48,7 +63,9 @@ QUANTIZE: tuple[Pass, ...] = (
 FOLD: tuple[Pass, ...] = (
     UnsignedActivations(),  # before folding: the kernels take unsigned activations only
     FoldInteger(),
+    PadChannels(),  # after folding: only integer convolutions want channels in fours
     RestoreWeights(),  # after folding: what is still dequantized found no kernel
+    KeepFloat(),  # after that: its weights are floats again
 )
 """From Q/DQ to the operators that the target runs."""
 

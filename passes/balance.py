@@ -8,14 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.channels import divide, layers_of, multiply, spaces
+from onnxq.channels import BALANCED, divide, multiplied_readers, multiply, spaces
 from onnxq.graph import Graph
 from onnxq.pipeline import Close, Context, Promise
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
-
-DONE = "_balanced"
-"""The end of the name of a weight that this pass has made."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Balance:
         """Yield a change for each tensor."""
         plan = context.plan
         assert plan is not None
-        fresh = not any(tensor.name.endswith(DONE) for tensor in graph.weights())
+        fresh = not any(tensor.name.endswith(BALANCED) for tensor in graph.weights())
         for space in spaces(graph) if fresh else ():
             choice = plan.balance.get(space.name)
             if choice is None or choice.multiplies:
@@ -59,12 +56,12 @@ class Balance:
         assert context.plan is not None
         tensors = graph.tensors()
         for name, choice in context.plan.balance.items():
-            if not choice.multiplies or name not in tensors:
+            readers = multiplied_readers(graph, name)
+            if not choice.multiplies or not readers:
                 continue
-            readers = [layer for layer in layers_of(graph) if layer.data.name == name]
             factors, tensor = np.asarray(choice.factors, np.float32), tensors[name]
-            scaled = graph.variable(f"{name}{DONE}", tensor.dtype, tensor.shape)
-            reciprocal = graph.constant(f"{name}_reciprocal{DONE}", 1 / factors)
+            scaled = graph.variable(f"{name}{BALANCED}", tensor.dtype, tensor.shape)
+            reciprocal = graph.constant(f"{name}_reciprocal{BALANCED}", 1 / factors)
             graph.add("Mul", [tensor, reciprocal], [scaled], name=f"{name}_balance")
             for reader in readers:
                 multiply(graph, reader, factors)

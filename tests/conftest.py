@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
     No fixture: `Options` that stand at the top of a test file are made before the first one runs.
     """
-    folder = TemporaryDirectory(prefix="onnxq.cache.")
-    config.add_cleanup(folder.cleanup)
+    folder = mkdtemp(prefix="onnxq.cache.")
+    config.add_cleanup(partial(rmtree, folder, ignore_errors=True))
     patch = pytest.MonkeyPatch()
-    patch.setenv("ONNXQ_CACHE", folder.name)
+    patch.setenv("ONNXQ_CACHE", folder)
     config.add_cleanup(patch.undo)
 
 

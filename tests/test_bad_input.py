@@ -406,7 +406,8 @@ def test_an_unknown_command(refused: Refused) -> None:
 def plan(onnxq: Command, model: Path, data: Path, tmp_path: Path) -> Path:
     """A plan for the model."""
     path = tmp_path / "plan.json"
-    onnxq("optimize", model, "-o", tmp_path / "first.onnx", "--data", data, "--save-plan", path, "--no-validate")
+    words = ("--data", data, "--recipe", "static-int8", "--save-plan", path, "--no-validate")
+    onnxq("optimize", model, "-o", tmp_path / "first.onnx", *words)
     return path
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from tests.conftest import Command
 
 COMMANDS = ("optimize", "calibrate", "inspect", "validate", "bench", "passes")
+STATIC = ("--recipe", "static-int8")
+"""What no time decides about."""
+
 FAST = ("--no-validate", "--json", "--quiet")
 """Enough to see what was decided."""
 
@@ -89,7 +92,7 @@ def test_no_command_is_wrong_use(onnxq: Command) -> None:
 
 
 def test_json_is_one_document_and_tables_go_to_standard_error(onnxq: Command, model: Path, data: Path) -> None:
-    done = onnxq("optimize", model, "--data", data, "--seconds", 0, "--json")
+    done = onnxq("optimize", model, "--data", data, *STATIC, "--seconds", 0, "--json")
     assert done.code == 0
     assert done.json.keys() == set(Result.model_fields)
     assert done.json["proof"].keys() == set(Proof.model_fields)
@@ -99,7 +102,8 @@ def test_json_is_one_document_and_tables_go_to_standard_error(onnxq: Command, mo
 
 
 def test_a_person_reads_tables_on_standard_output(onnxq: Command, model: Path, data: Path) -> None:
-    done = onnxq("optimize", model, "--data", data, "--validation", data, "--seconds", 0, "--keep-float", "two")
+    words = ("--validation", data, *STATIC, "--seconds", 0, "--keep-float", "two")
+    done = onnxq("optimize", model, "--data", data, *words)
     assert (done.code, done.err) == (0, "")
     for word in ("Size", "Latency", "cosine", "SQNR", "argmax", "Kernels", "1 thread", "batch of 1"):
         assert word in done.out
@@ -118,7 +122,8 @@ def test_quiet_says_nothing(onnxq: Command, model: Path, data: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "place", "value"),
     [
-        (["--recipe", "auto"], ("mode",), "static-int8"),
+        (["--recipe", "auto"], ("mode",), "mixed-int8"),
+        (["--recipe", "mixed-int8"], ("mode",), "mixed-int8"),
         (["--recipe", "static-int8"], ("mode",), "static-int8"),
         (["--recipe", "dynamic-int8"], ("mode",), "dynamic-int8"),
         (["--recipe", "weight-int8"], ("mode",), "weight-int8"),
@@ -129,6 +134,8 @@ def test_quiet_says_nothing(onnxq: Command, model: Path, data: Path) -> None:
         (["--per-tensor"], ("plan", "nodes", "two", "per_channel"), False),
         (["--per-channel"], ("plan", "nodes", "two", "per_channel"), True),
         (["--weights", "uint8"], ("plan", "recipe", "weight", "format"), "uint8"),
+        (["--no-balance"], ("plan", "recipe", "balance"), False),
+        (["--balance"], ("plan", "recipe", "balance"), True),
         (["--least-sqnr", "0"], ("plan", "recipe", "least_sqnr"), 0.0),
         (["--range", "percentile", "--percent", "90"], ("plan", "recipe", "activation", "percent"), 90.0),
         (["--samples", "5"], ("calibrated",), 5),
@@ -138,7 +145,7 @@ def test_quiet_says_nothing(onnxq: Command, model: Path, data: Path) -> None:
 def test_an_option_shows_in_the_result(
     onnxq: Command, model: Path, data: Path, words: list[str], place: tuple[str, ...], value: object
 ) -> None:
-    found = onnxq("optimize", model, "--data", data, *words, *FAST).json
+    found = onnxq("optimize", model, "--data", data, *STATIC, *words, *FAST).json
     for key in place:
         found = found[key]
     assert found == value
@@ -146,7 +153,7 @@ def test_an_option_shows_in_the_result(
 
 def test_contract_flags_show_in_the_recipe_of_the_plan(onnxq: Command, model: Path, data: Path) -> None:
     words = ("--metric", "cosine", "--max-drop", "50%", "--min-speedup", 0, "--max-size", "500KB", "--seconds", 0)
-    done = onnxq("optimize", model, "--data", data, *words, "--json")
+    done = onnxq("optimize", model, "--data", data, *STATIC, *words, "--json")
     assert done.json["plan"]["recipe"]["contract"] == {
         "metric": "cosine",
         "max_drop": 0.5,
@@ -169,7 +176,7 @@ def test_contract_flags_override_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", [r for r in get_args(recipe.RangeRule) if r != "auto"])
 def test_range_rules(onnxq: Command, model: Path, data: Path, rule: str) -> None:
-    plan = onnxq("optimize", model, "--data", data, "--range", rule, *FAST).json["plan"]
+    plan = onnxq("optimize", model, "--data", data, *STATIC, "--range", rule, *FAST).json["plan"]
     assert rule in plan["tensors"]["x"]["reason"]
 
 
@@ -183,32 +190,33 @@ def test_keep_float_takes_a_name_an_operator_or_a_pattern(
 
 
 def test_keep_float_of_one_node(onnxq: Command, model: Path, data: Path) -> None:
-    nodes = onnxq("optimize", model, "--data", data, "--keep-float", "two", *FAST).json["plan"]["nodes"]
+    nodes = onnxq("optimize", model, "--data", data, *STATIC, "--keep-float", "two", *FAST).json["plan"]["nodes"]
     assert [nodes[name]["treatment"] for name in ("one", "two")] == ["static", "float"]
 
 
 def test_format_qdq(onnxq: Command, model: Path, data: Path, tmp_path: Path) -> None:
     for name, marker in (("integer", "MatMulIntegerToFloat"), ("qdq", "DequantizeLinear")):
-        assert onnxq("optimize", model, "-o", tmp_path / name, "--data", data, "--format", name, *FAST).code == 0
+        words = ("--data", data, *STATIC, "--format", name)
+        assert onnxq("optimize", model, "-o", tmp_path / name, *words, *FAST).code == 0
         assert marker in operators(tmp_path / name)
     assert "MatMulIntegerToFloat" not in operators(tmp_path / "qdq")
 
 
 def test_threads_and_batch_are_what_is_measured(onnxq: Command, model: Path, data: Path) -> None:
-    words = ("--threads", 2, "--batch", 3, "--seconds", 0, "--json", "--quiet")
+    words = (*STATIC, "--threads", 2, "--batch", 3, "--seconds", 0, "--json", "--quiet")
     proof = onnxq("optimize", model, "--data", data, *words).json["proof"]
     assert (proof["threads"], proof["batch"]) == (2, 3)
 
 
 def test_a_memory_limit_changes_no_byte(onnxq: Command, model: Path, data: Path, tmp_path: Path) -> None:
     for name, memory in (("free", []), ("tight", ["--memory", "1KB"])):
-        assert onnxq("optimize", model, "-o", tmp_path / name, "--data", data, *memory, *FAST).code == 0
+        assert onnxq("optimize", model, "-o", tmp_path / name, "--data", data, *STATIC, *memory, *FAST).code == 0
     assert (tmp_path / "free").read_bytes() == (tmp_path / "tight").read_bytes()
 
 
 def test_twice_the_same_command_gives_the_same_bytes(onnxq: Command, model: Path, data: Path, tmp_path: Path) -> None:
     for name in ("once", "twice"):
-        words = ("-o", tmp_path / f"{name}.onnx", "--save-plan", tmp_path / f"{name}.json")
+        words = (*STATIC, "-o", tmp_path / f"{name}.onnx", "--save-plan", tmp_path / f"{name}.json")
         assert onnxq("optimize", model, "--data", data, *words, *FAST).code == 0
     for kind in ("onnx", "json"):
         assert (tmp_path / f"once.{kind}").read_bytes() == (tmp_path / f"twice.{kind}").read_bytes()
@@ -268,7 +276,7 @@ def test_a_saved_plan_gives_the_same_model_without_data(
     onnxq: Command, model: Path, data: Path, tmp_path: Path
 ) -> None:
     plan, first, second = tmp_path / "plan.json", tmp_path / "first.onnx", tmp_path / "second.onnx"
-    assert onnxq("optimize", model, "-o", first, "--data", data, "--save-plan", plan, *FAST).code == 0
+    assert onnxq("optimize", model, "-o", first, "--data", data, *STATIC, "--save-plan", plan, *FAST).code == 0
     done = onnxq("optimize", model, "-o", second, "--plan", plan, *FAST)
     assert (done.code, done.json["mode"]) == (0, "static-int8")
     assert first.read_bytes() == second.read_bytes()
@@ -276,7 +284,7 @@ def test_a_saved_plan_gives_the_same_model_without_data(
 
 def test_an_edited_plan_is_followed(onnxq: Command, model: Path, data: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
-    onnxq("optimize", model, "--data", data, "--save-plan", plan, *FAST)
+    onnxq("optimize", model, "--data", data, *STATIC, "--save-plan", plan, *FAST)
     edited = json.loads(plan.read_text())
     edited["nodes"]["two"]["treatment"] = "float"
     plan.write_text(json.dumps(edited))
@@ -303,7 +311,7 @@ def test_statistics_stand_for_the_data(onnxq: Command, model: Path, data: Path, 
         done = onnxq("calibrate", model, "-o", files[-1], "--data", tmp_path / f"{name}.npz", "--json", "--quiet")
         assert done.json == {"output": str(files[-1]), "samples": 12, "tensors": 2, "non_finite": {}}
     split, whole = tmp_path / "split.onnx", tmp_path / "whole.onnx"
-    rule = ("--range", "entropy")
+    rule = (*STATIC, "--range", "entropy")
     joined = onnxq("optimize", model, "-o", split, *files, *rule, *FAST).json["plan"]["tensors"]
     words = ("--data", data, "--validation", data)
     direct = onnxq("optimize", model, "-o", whole, *words, *rule, *FAST).json["plan"]["tensors"]
@@ -331,7 +339,7 @@ def test_calibrate_options(onnxq: Command, model: Path, data: Path, tmp_path: Pa
 def broken_plan(onnxq: Command, model: Path, data: Path, tmp_path: Path) -> Path:
     """A plan whose scales are so large that everything becomes 0."""
     plan = tmp_path / "broken.json"
-    onnxq("optimize", model, "--data", data, "--save-plan", plan, *FAST)
+    onnxq("optimize", model, "--data", data, *STATIC, "--save-plan", plan, *FAST)
     model.with_name("model.int8.onnx").unlink()
     edited = json.loads(plan.read_text())
     for tensor in edited["tensors"].values():
@@ -368,7 +376,7 @@ def test_the_plan_of_a_rejected_model_is_saved_to_be_edited(
 @pytest.fixture
 def pair(onnxq: Command, model: Path, data: Path) -> tuple[Path, Path]:
     """The float model and the quantized one."""
-    onnxq("optimize", model, "--data", data, *FAST)
+    onnxq("optimize", model, "--data", data, *STATIC, *FAST)
     return model, model.with_name("model.int8.onnx")
 
 
@@ -576,12 +584,13 @@ def test_a_closed_pipe_is_quiet(model: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_leaves_nothing_behind(model: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     (tmp_path / "slow.py").write_text(
-        "import os, time\n"
+        "import glob, os, time\n"
         "import numpy as np\n"
         "class Slow:\n"
         "    def __len__(self): return 8\n"
         "    def __getitem__(self, index):\n"
-        "        if index and not os.path.exists('started'): open('started', 'w').close(); time.sleep(60)\n"
+        "        if index and glob.glob('.model.int8.onnx.*') and not os.path.exists('started'):\n"
+        "            open('started', 'w').close(); time.sleep(60)\n"
         "        return {'x': np.ones((1, 16), np.float32)}\n"
         "def feeds(): return Slow()\n"
     )

@@ -11,7 +11,7 @@ from zipfile import BadZipFile, is_zipfile
 import numpy as np
 
 from onnxq.calibration.data import Data, mask_of
-from onnxq.calibration.statistics import ChannelSum, Histogram, MinMax, MovingAverage
+from onnxq.calibration.statistics import ChannelSum, Histogram, MinMax, MovingAverage, channel_axis
 from onnxq.errors import DataError
 from onnxq.graph import Graph, to_model
 from onnxq.runtime import Session
@@ -50,7 +50,7 @@ class Seen:
     @classmethod
     def of(cls, x: Array) -> Seen:
         """From one batch of a tensor."""
-        axis = None if x.ndim < 2 else 1 if x.ndim >= 4 else x.ndim - 1
+        axis = channel_axis(x.ndim)
         sums = ChannelSum() if axis is None else ChannelSum.of(x, axis)
         return cls(Histogram.of(x), MovingAverage.of(x), MinMax.of(x, axis=axis), sums)
 

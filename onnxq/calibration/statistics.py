@@ -47,6 +47,11 @@ MOMENTUM = 0.9
 """Share of the old average that a `MovingAverage` keeps at each batch, unless told otherwise."""
 
 
+def channel_axis(rank: int) -> int | None:
+    """Where channels are looked for: axis 1 of pictures (four axes or more), else the last axis; None below two."""
+    return None if rank < 2 else 1 if rank >= 4 else rank - 1
+
+
 @dataclass(frozen=True, eq=False)
 class MinMax:
     """The smallest and the largest value, of a tensor or of each of its channels.

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from onnxq.build import typed
-from onnxq.calibration.collect import Progress, Seen, Statistics, collect, silent
+from onnxq.calibration.collect import Progress, Statistics, collect, silent
 from onnxq.calibration.data import Data
-from onnxq.calibration.statistics import BINS
 from onnxq.channels import spaces
 from onnxq.diagnosis.cures import Clinic, Trial
-from onnxq.diagnosis.findings import Cure, Diagnosis, Finding, Outlier, decibels, sentence
-from onnxq.diagnosis.matching import Pair
+from onnxq.diagnosis.facts import about_activation, about_weight, notes, output_of, treatment
+from onnxq.diagnosis.findings import Cure, Diagnosis, Finding, decibels, sentence
 from onnxq.diagnosis.overflow import can_overflow, overflow_share
 from onnxq.diagnosis.suspects import Case, Suspect, open_case
 from onnxq.errors import ModelError
@@ -25,10 +23,10 @@ from onnxq.passes import NORMALIZE
 from onnxq.pipeline import Context, run
 from onnxq.runtime import Session
 from onnxq.search.reference import Run, worst
-from onnxq.search.switches import Grid, Shares, Switch, SwitchBoard
+from onnxq.search.switches import Shares, Switch, SwitchBoard
 from onnxq.targets import CPU
 
-SAMPLES = 8
+SAMPLES = 4
 """Samples on which noise is measured."""
 
 STATISTICS_SAMPLES = 32
@@ -45,9 +43,6 @@ NEARLY = 0.7
 
 LEAST_GAIN = 0.05
 """Decibels below which a cure is none."""
-
-FAR_APART = 3.0
-"""Decibels between simulation and reality that want an explanation."""
 
 MADE_UP = "Measured on random numbers, which say little about accuracy. Give --data."
 
@@ -106,6 +101,27 @@ def normal(graph: Graph) -> Graph:
     return run(NORMALIZE, typed(graph), Context(CPU, None), frozenset()).graph
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What was measured, beside the noise of each operator alone.
+
+    Attributes:
+        total: the sum of that noise.
+        local: noise over signal at the outputs of operators, each with its own switches on.
+        accumulated: the same with all switches on.
+        statistics: of activations.
+        overflow: shares of outputs that overflow 16 bits, by operator.
+        cures: by operator.
+    """
+
+    total: float
+    local: Mapping[str, float]
+    accumulated: Mapping[str, float]
+    statistics: Statistics
+    overflow: Mapping[str, float]
+    cures: Mapping[str, list[Cure]]
+
+
 class Examination:
     """A case on a switch board, and everything that is measured there."""
 
@@ -119,36 +135,36 @@ class Examination:
 
     def diagnosis(self, measured: Run) -> Diagnosis:
         """Everything, the operator that costs most first."""
-        suspects = self.case.suspects
-        shares = self.board.shares({name: s.switches for name, s in suspects.items()}, self.settings.progress)
+        settings, suspects = self.settings, self.case.suspects
+        shares = self.board.shares({name: s.switches for name, s in suspects.items()}, settings.progress)
         noise = shares.noise
         total = sum(noise.values())
-        close = [n for place, n in enumerate(noise) if place < self.settings.top or noise[n] >= WORTH_A_LOOK * total]
-        local, together = self._local(close), self._accumulated()
-        statistics = self._statistics(list(noise)[: self.settings.top])
-        overflow = self._overflow()
-        cures, all_float = self._cures(list(noise)[: self.settings.top], shares, statistics)
-        findings = []
-        for name, own in noise.items():
-            suspect, output = suspects[name], output_of(suspects[name])
-            parts = self._parts(suspect, own) if name in close else (None, None)
-            found = Finding(
-                node=name,
-                op=suspect.node.op,
-                treatment=treatment(suspect),
-                noise=own,
-                sqnr_db=decibels(own),
-                share=own / total if total else 0.0,
-                weight_noise=parts[0],
-                activation_noise=parts[1],
-                local_db=decibels(local[output]) if output in local else None,
-                accumulated_db=decibels(together[output]) if output in together else None,
-                int16_overflow=overflow.get(name),
-                rescaled=suspect.factors is not None,
-                cures=cures.get(name, []),
-            ).model_copy(update=self._about(suspect, statistics))
-            findings.append(found.model_copy(update={"sentence": sentence(found)}))
+        close = [n for place, n in enumerate(noise) if place < settings.top or noise[n] >= WORTH_A_LOOK * total]
+        statistics = self._statistics(close[: settings.top])
+        cures, all_float = self._cures(close[: settings.top], shares, statistics)
+        seen = Measures(total, self._local(close), self._accumulated(), statistics, self._overflow(), cures)
+        findings = [self._finding(suspects[name], own, name in close, seen) for name, own in noise.items()]
         return self._summary(shares, findings, measured).model_copy(update={"all_float": all_float})
+
+    def _finding(self, suspect: Suspect, noise: float, close: bool, seen: Measures) -> Finding:
+        name, output = suspect.node.name, output_of(suspect)
+        parts = self._parts(suspect, noise) if close else (None, None)
+        found = Finding(
+            node=name,
+            op=suspect.node.op,
+            treatment=treatment(suspect),
+            noise=noise,
+            sqnr_db=decibels(noise),
+            share=noise / seen.total if seen.total else 0.0,
+            weight_noise=parts[0],
+            activation_noise=parts[1],
+            local_db=decibels(seen.local[output]) if output in seen.local else None,
+            accumulated_db=decibels(seen.accumulated[output]) if output in seen.accumulated else None,
+            int16_overflow=seen.overflow.get(name),
+            rescaled=suspect.factors is not None,
+            cures=seen.cures.get(name, []),
+        ).model_copy(update=self._about(suspect, seen.statistics))
+        return found.model_copy(update={"sentence": sentence(found)})
 
     def _about(self, suspect: Suspect, statistics: Statistics) -> dict[str, object]:
         known = {} if suspect.pair is None else about_weight(suspect.pair)
@@ -263,72 +279,6 @@ def by_preference(cures: Sequence[Cure]) -> list[Cure]:
     nearly = [c for c in helpful if c.gain_db >= NEARLY * helpful[0].gain_db]
     chosen = min(nearly, key=lambda c: (PREFERENCE.index(c.kind), len(c.nodes), -c.gain_db))
     return [chosen, *(c for c in helpful if c is not chosen)]
-
-
-def notes(case: Case, simulated: float | None, actual: float | None) -> list[str]:
-    """What to keep in mind."""
-    found = []
-    if case.lost:
-        names = ", ".join(f"'{one.names[0]}'" for one in case.lost[:3])
-        found.append(f"No layer of the float model was found for {len(case.lost)} quantized layers, such as {names}.")
-    if simulated is not None and actual is not None and abs(simulated - actual) > FAR_APART:
-        rounds = any(s.pair.stored.node.op == "MatMulNBits" for s in case.suspects.values() if s.pair)
-        why = "MatMulNBits rounds activations to 8 bits inside its kernel." if rounds else "An overflow is one reason."
-        found.append(
-            f"The runtime computes something else than the graph says: {actual:.1f} dB where the simulation has "
-            f"{simulated:.1f} dB. {why if actual < simulated else 'Not everything here was understood.'}"
-        )
-    return found
-
-
-def treatment(suspect: Suspect) -> Literal["static", "dynamic", "weight", "between"]:
-    """How an operator was quantized."""
-    if suspect.pair is None:
-        return "between"
-    if isinstance(suspect.input, Grid):
-        return "static"
-    return "dynamic" if suspect.input == "dynamic" else "weight"
-
-
-def output_of(suspect: Suspect) -> str:
-    """The tensor that leaves an operator, activations that belong to it included."""
-    return suspect.pair.layer.output.name if suspect.pair is not None else suspect.node.outputs[0].name
-
-
-def about_weight(pair: Pair) -> dict[str, object]:
-    """What is known about the weight of a layer."""
-    exact = np.abs(pair.exact)
-    axes = tuple(range(1, exact.ndim)) if pair.layer.node.op == "Conv" else (0,)
-    return {"weight_outlier": outlier(exact.max(axis=axes)), "per_channel": pair.stored.weight.scales > 1}
-
-
-def about_activation(name: str, seen: Seen | None, grid: Grid | None) -> dict[str, object]:
-    """What is known about an activation that is rounded."""
-    if seen is None:
-        return {"input": name}
-    return {
-        "input": name,
-        "input_range": (seen.histogram.low, seen.histogram.high),
-        "input_outlier": outlier(np.maximum(-seen.channels.low, seen.channels.high)),
-        "clipped": None if grid is None or np.size(grid.scale) > 1 else clipped(seen, grid),
-    }
-
-
-def outlier(reach: Array) -> Outlier | None:
-    """The channel that reaches farthest."""
-    if reach.ndim == 0 or reach.size < 2 or not np.isfinite(reach).all():
-        return None
-    middle = float(np.median(reach))
-    place = int(np.argmax(reach))
-    return Outlier(channel=place, times=float(reach[place]) / middle if middle > 0 else np.inf)
-
-
-def clipped(seen: Seen, grid: Grid) -> float:
-    """The share of values that lie more than half a step beyond the grid; a bin counts by its middle."""
-    scale, zero = float(np.max(grid.scale)), int(np.max(grid.zero_point))
-    low, high = ((end - zero) * scale for end in (grid.format.qmin - 0.5, grid.format.qmax + 0.5))
-    middles = (np.arange(-BINS, BINS) + 0.5) * seen.histogram.width
-    return float(seen.histogram.counts[(middles < low) | (middles > high)].sum()) / max(seen.histogram.count, 1)
 
 
 def _values(graph: Graph, names: Collection[str], feeds: Mapping[str, Array]) -> dict[str, Array]:

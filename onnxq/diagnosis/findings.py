@@ -171,9 +171,8 @@ def _reasons(finding: Finding) -> list[str]:
 def _about_activation(finding: Finding) -> list[str]:
     low, high = finding.input_range or (0.0, 0.0)
     if max(-low, high) > MASK:
-        return [
-            f"'{finding.input}' reaches to {low if -low > high else high:.2g}, a mask: its grid has room for little else."
-        ]
+        end = low if -low > high else high
+        return [f"'{finding.input}' reaches to {end:.2g}, a mask: its grid has room for little else."]
     channel = finding.input_outlier
     if channel is None or channel.times < MANY_TIMES:
         return []

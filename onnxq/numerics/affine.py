@@ -86,19 +86,24 @@ def quantize(
     Raises:
         ValueError: scale does not fit the axis, or the format has more than 16 bits.
     """
+    steps = _steps(x, scale, zero_point, format, axis)
+    steps += _along(np.asarray(zero_point, np.float32), axis, steps)
+    return steps.astype(format.dtype)
+
+
+def _steps(x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, format: Format, axis: int | None) -> FloatArray:
+    """The integers nearest to x on the grid, less the zero point; computed in place, for x may be large."""
     if format.bits > 16:
         raise ValueError(f"float32 cannot count to {format.qmax}. Use quantize_bias for {format.name}.")
     x = np.asarray(x, np.float32)
-    scale = _along(np.asarray(scale, np.float32), axis, x)
     zero = _along(np.asarray(zero_point, np.float32), axis, x)
     with np.errstate(over="ignore", invalid="ignore"):
-        steps = np.asarray(x / scale)
+        steps = np.asarray(x / _along(np.asarray(scale, np.float32), axis, x))
     np.rint(steps, out=steps)
     # fmax and fmin, unlike clip, replace NaN; the bounds are integers, so rounding first changes nothing
     np.fmax(steps, format.qmin - zero, out=steps)
     np.fmin(steps, format.qmax - zero, out=steps)
-    steps += zero
-    return steps.astype(format.dtype)
+    return steps
 
 
 def dequantize(q: IntegerArray, scale: ArrayLike, zero_point: ArrayLike, axis: int | None = None) -> FloatArray:
@@ -112,8 +117,12 @@ def dequantize(q: IntegerArray, scale: ArrayLike, zero_point: ArrayLike, axis: i
 def fake_quantize(
     x: ArrayLike, scale: ArrayLike, zero_point: ArrayLike, format: Format, axis: int | None = None
 ) -> FloatArray:
-    """x moved onto the grid: `dequantize(quantize(x))`."""
-    return dequantize(quantize(x, scale, zero_point, format, axis), scale, zero_point, axis)
+    """x moved onto the grid: `dequantize(quantize(x))`, without the integers in between."""
+    steps = _steps(x, scale, zero_point, format, axis)
+    with np.errstate(over="ignore"):
+        steps *= _along(np.asarray(scale, np.float32), axis, steps)
+    steps += 0.0  # -0.0 -> 0.0, as there is one integer 0
+    return steps
 
 
 def representable(scale: ArrayLike, zero_point: ArrayLike, format: Format) -> tuple[FloatArray, FloatArray]:

@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 
 Float64Array = NDArray[np.float64]
 
-FAR_SMALLER = 0.1
-"""Factors are believed where they leave less than this share of the squared difference (10 dB)."""
+FAR_SMALLER = 0.3
+"""Factors are believed where they leave less than this share of the squared difference (5 dB)."""
 
-ROUNDING = 1e-3
-"""A smaller share of squared difference is what rounding to few bits leaves, and hides no factors worth a word."""
+ROUNDING = 1e-5
+"""A smaller share of squared difference is less than rounding to 8 bits leaves, and hides no factors worth a word."""
 
 UNEXPLAINED = 0.05
 """The share of the weight that rounding may leave unexplained."""
+
+MUCH_THE_SAME = 1.5
+"""Factors on one side are preferred to both where they leave no more than so many times as much."""
 
 NUMBERS_PER_FACTOR = 4
 """A weight that has fewer numbers for each factor could be explained by factors whatever happened to it."""
@@ -82,7 +85,7 @@ def find_factors(
     left = [float(np.sum((b - output * a * inputs) ** 2)) for output, inputs in tries]
     for (output, inputs), own in zip(tries, left, strict=True):
         searched = sum(side.size for side in (output, inputs) if side is not start and np.any(side != 1))
-        explains = own < FAR_SMALLER * before and own < UNEXPLAINED * total and own <= 2 * min(left)
+        explains = own < FAR_SMALLER * before and own < UNEXPLAINED * total and own <= MUCH_THE_SAME * min(left)
         if explains and a.size >= NUMBERS_PER_FACTOR * searched:
             return Factors(output.reshape(-1), inputs.reshape(-1))
     return None

@@ -100,7 +100,7 @@ def greedy(knapsack: Knapsack, objective: int, limits: Array) -> Array | None:
     picks = np.array([start + np.argmin(amounts[start:end]) for start, end in pairwise(knapsack.starts)], np.intp)
     for _ in amounts:  # an end, where rounding would let it go round in circles
         totals = knapsack.totals(picks)
-        if True:
+        if np.all(totals <= limits):
             return polish(knapsack, picks, objective, limits)
         moves, over = knapsack.moves(picks), (totals - limits)[:, None]
         relief = ((np.maximum(over, 0) - np.maximum(over + moves, 0)) / scale).sum(axis=0)

@@ -14,10 +14,10 @@ import numpy as np
 
 from onnxq.calibration.collect import unmasked
 from onnxq.calibration.data import Data, mask_of
-from onnxq.channels import input_channels
+from onnxq.channels import scaled_inputs
 from onnxq.graph import Graph, alone, to_model, weight
 from onnxq.layers import Layer, weight_axis
-from onnxq.numerics.affine import dequantize, fake_quantize, parameters, quantize_weight
+from onnxq.numerics.affine import dequantize, parameters, quantize_weight
 from onnxq.numerics.formats import FORMATS
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
@@ -25,7 +25,7 @@ from onnxq.runtime import Session
 Array = np.ndarray[Any, Any]
 Range = tuple[float, float]
 
-ELEMENTS = 1 << 20
+ELEMENTS = 1 << 19
 """Numbers of a tensor that are kept at most; whole samples, so that a convolution sees whole pictures."""
 
 SAMPLES = 16
@@ -34,39 +34,44 @@ SAMPLES = 16
 HELD = 1 << 27
 """Numbers of different tensors that are held at a time."""
 
+OUTPUTS = 128
+"""Outputs of a layer that are looked at, at most, where each has a scale of its own and all read the same inputs."""
+
 
 def activations(graph: Graph, names: Sequence[str], data: Data) -> Iterator[tuple[str, Array]]:
-    """Values of tensors on a few samples, padding left out where axes allow; a group of tensors at a time."""
+    """Values of tensors on a few samples, padding left out where axes allow; a group of tensors at a time.
+
+    Samples with NaN or infinity in a tensor are left out for it; a tensor that has no others is left out.
+    """
     feeds = list(data.take(slice(0, SAMPLES)).batches(1))
-    if not feeds:
-        return
     inputs = {tensor.name for tensor in graph.inputs}
-    yield from ((name, np.concatenate([f[name] for f in feeds])) for name in names if name in inputs)
-    waiting = [name for name in names if name not in inputs]
-    group = max(1, min(len(waiting), HELD // (2 * ELEMENTS)))
-    for start in range(0, len(waiting), group):
-        part = waiting[start : start + group]
-        session = Session(to_model(graph, extra_outputs=part).SerializeToString(), folder=graph.folder)
+    group = HELD // (2 * ELEMENTS)
+    for part in (names[start : start + group] for start in range(0, len(names), group)):
+        inner = [name for name in part if name not in inputs]
+        session = Session(to_model(graph, extra_outputs=inner).SerializeToString(), folder=graph.folder)
         kept: dict[str, list[Array]] = {name: [] for name in part}
         for feed in feeds:
             wanted = [name for name in part if sum(value.size for value in kept[name]) < ELEMENTS]
-            if not wanted:
-                break
-            for name, value in session.run(feed, wanted).items():
-                kept[name].append(unmasked(value, mask_of(feed)))
-        yield from ((name, _joined(values)) for name, values in kept.items())
+            made = session.run(feed, [name for name in wanted if name in inner]) if wanted else {}
+            for name in wanted:
+                value = unmasked(made[name] if name in made else feed[name], mask_of(feed))
+                if value.size and np.isfinite(value).all():
+                    kept[name].append(value)
+        yield from ((name, _joined(values)) for name, values in kept.items() if values)
 
 
 def _joined(values: list[Array]) -> Array:
-    """One array; rows of different lengths one below the other."""
-    if len({value.shape[1:] for value in values}) > 1:
-        values = [value.reshape(-1, value.shape[-1]) for value in values]
-    return np.concatenate(values)
+    """One array: rows of different lengths one below the other; of pictures those that are as large as the first."""
+    if len({value.shape[1:] for value in values}) == 1:
+        return np.concatenate(values)
+    if values[0].ndim < 4 and len({value.shape[-1] for value in values}) == 1:
+        return np.concatenate([value.reshape(-1, value.shape[-1]) for value in values])
+    return np.concatenate([value for value in values if value.shape[1:] == values[0].shape[1:]])
 
 
 @dataclass
 class Bench:
-    """One layer with its real input.
+    """One layer with its real input. Of many outputs, some are looked at.
 
     Attributes:
         graph: that it stands in.
@@ -82,44 +87,54 @@ class Bench:
 
     def __post_init__(self) -> None:
         node = self.layer.node
-        self.values = weight(node.inputs[1])
-        single = None if self.layer.linear else to_model(alone(self.graph, node, 2)).SerializeToString()
-        self._session = None if single is None else Session(single)
-        self.y = self._run(self.x, self.values)
-        self.signal = float(np.vdot(self.y, self.y)) or 1.0
+        self._axis = weight_axis(node) if self.recipe.weight.per_channel else None
+        # one thread: the parts are small, and waiting for others to finish costs more than they save
+        self._session = Session(to_model(alone(self.graph, node, 2)).SerializeToString(), threads=1)
+        self._room = np.empty_like(self.x)
+        self.exact = self._run(self.x, self.weight())
+        self._signal = float(np.vdot(self.exact, self.exact)) or 1.0
+
+    def weight(self, factors: Array | None = None) -> Array:
+        """The float weight of some of the outputs, its inputs multiplied by factors."""
+        layer = self.layer
+        values = weight(layer.node.inputs[1]) if factors is None else scaled_inputs(layer, factors)
+        if self._axis is None or int(layer.node.attrs.get("group", 1)) > 1:
+            return values
+        step = -(-values.shape[self._axis] // OUTPUTS)
+        some = values[::step] if self._axis == 0 else values[:, ::step]
+        return np.ascontiguousarray(some)
 
     def _run(self, x: Array, values: Array) -> Array:
-        node = self.layer.node
-        if self._session is None:
-            return np.asarray(x @ (values.T if node.attrs.get("transB", 0) else values))
-        (y,) = self._session.run({node.inputs[0].name: x, node.inputs[1].name: values}).values()
+        data, weight = self.layer.node.inputs[:2]
+        (y,) = self._session.run({data.name: x, weight.name: values}).values()
         return y
 
-    def rounded(self, values: Array) -> Array:
-        """A weight on the grid that the recipe gives it."""
-        settings, axis = self.recipe.weight, weight_axis(self.layer.node) if self.recipe.weight.per_channel else None
-        found = quantize_weight(values, FORMATS[settings.format], axis=axis, symmetric=settings.symmetric)
-        return dequantize(found.values, found.scale, found.zero_point, axis)
+    def rounded(self, factors: Array | None = None) -> Array:
+        """The weight on the grid that the recipe gives it."""
+        settings = self.recipe.weight
+        form = FORMATS[settings.format]
+        found = quantize_weight(self.weight(factors), form, axis=self._axis, symmetric=settings.symmetric)
+        return dequantize(found.values, found.scale, found.zero_point, self._axis)
 
-    def gridded(self, x: Array, ends: Range) -> Array:
-        """An input on the grid of a range."""
-        form = FORMATS[self.recipe.activation.format]
-        scale, zero_point = parameters(*ends, form, symmetric=self.recipe.activation.symmetric)
-        return fake_quantize(x, scale, zero_point, form)
+    def noise(self, rounded: Array, ends: Range, factors: Array | None = None) -> float:
+        """Noise over signal at the output, for a rounded weight and an input on the grid of a range.
 
-    def noise(self, x: Array, values: Array) -> float:
-        """Noise over signal at the output, for an input and a weight that stand for the real ones."""
-        error = self._run(x, values) - self.y
-        axes = (0, *range(2, error.ndim)) if not self.layer.linear else tuple(range(error.ndim - 1))
-        error -= error.mean(axes, keepdims=True)
-        return float(np.vdot(error, error)) / self.signal
+        With factors, the input is divided by them before it is rounded, and the weight was multiplied by them.
+        """
+        form, symmetric = FORMATS[self.recipe.activation.format], self.recipe.activation.symmetric
+        scale, zero_point = parameters(*ends, form, symmetric=symmetric)
+        steps, zero = self._room, int(zero_point)
+        np.multiply(self.x, 1 / scale if factors is None else self.by_channel(1 / (scale * factors)), out=steps)
+        np.rint(steps, out=steps)
+        np.clip(steps, form.qmin - zero, form.qmax - zero, out=steps)
+        error = self._run(steps, rounded * scale)
+        error -= self.exact
+        others = tuple(i for i in range(error.ndim) if i != (error.ndim - 1 if self.layer.linear else 1))
+        mean = error.mean(others).astype(np.float64)
+        # the sum of squares about the mean, without another pass
+        power = float(np.vdot(error, error)) - error.size / mean.size * float(mean @ mean)
+        return float(max(power, 0.0) / self._signal)
 
-    @property
-    def inputs(self) -> int:
-        """How many channels the layer reads."""
-        return input_channels(self.layer)
-
-    def by_channel(self, factors: Array) -> Array:
-        """Factors, shaped like the input's channels."""
-        rank = self.x.ndim
-        return factors.reshape((1, -1, *([1] * (rank - 2)))) if not self.layer.linear else factors
+    def by_channel(self, values: Array) -> Array:
+        """One number for each channel, shaped to go with the input."""
+        return values if self.layer.linear else values.reshape(-1, *[1] * (self.x.ndim - 2))

@@ -9,7 +9,7 @@ from onnxq.calibration.collect import Progress, Statistics, silent
 from onnxq.calibration.data import Data
 from onnxq.calibration.statistics import Histogram
 from onnxq.channels import layers_of
-from onnxq.graph import Graph, weight
+from onnxq.graph import Graph
 from onnxq.layers import Layer
 from onnxq.numerics.formats import FORMATS
 from onnxq.recipe import Recipe
@@ -58,8 +58,8 @@ def best_ranges(
         total = costs.setdefault(tensors[name], {})
         for layer in readers[name]:
             bench = Bench(graph, layer, x, recipe)
-            rounded = bench.rounded(weight(layer.node.inputs[1]))
-            found = {rule: bench.noise(bench.gridded(x, ends), rounded) for rule, ends in options[name].items()}
+            rounded = bench.rounded()
+            found = {rule: bench.noise(rounded, ends) for rule, ends in options[name].items()}
             least = max(min(found.values()), 1e-30)
             for rule, noise in found.items():
                 total[rule] = total.get(rule, 0.0) + noise / least

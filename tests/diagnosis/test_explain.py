@@ -138,7 +138,7 @@ def test_balancing_helps_as_much_as_it_promises(tmp_path: Path) -> None:
     assert before.measured_db is not None
     assert after.measured_db is not None
     assert after.measured_db > before.measured_db + the("balance", before.findings[0]).gain_db - 6
-    assert [finding.node for finding in after.findings if finding.rescaled] == ["conv1", "conv2"]
+    assert {finding.node for finding in after.findings if finding.rescaled} >= {"conv1", "conv2"}
     assert after.simulated_db == pytest.approx(after.measured_db, abs=1.0)
     assert "Its channels were rescaled" in next(f for f in after.findings if f.node == "conv2").sentence
 

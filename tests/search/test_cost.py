@@ -180,7 +180,7 @@ def test_a_second_run_finds_all_in_the_memo(graph: Graph, plans: dict[str, Plan]
 
 
 def test_boundaries_are_told_with_what_changes_the_layout(graph: Graph, plans: dict[str, Plan]) -> None:
-    costs = measure(graph, plans, LAYERS, Fake())
+    costs = measure(graph, plans, [*LAYERS, "add"], Fake())
     assert costs.boundary["a"] == Boundary(quantize=20 + 2 + 4, dequantize=30 + 0 + 1), "the stem has no static form"
     assert costs.boundary["r1"] == Boundary(quantize=20 + 2 + 4, dequantize=30 + 8 + 1)
     assert costs.boundary["r3"] == Boundary(quantize=20, dequantize=30), "no layer makes it, none reads it"
