@@ -43,6 +43,8 @@ class NodePlan(Record):
         reason: why.
         per_channel: whether its weight has a scale for each output channel.
         measured: what decided, where it was measured: noise over signal and microseconds, by form.
+        rounding: how the integers of its weight differ from the nearest ones, as `weights.differences` writes it; empty
+            where they do not.
     """
 
     op: str
@@ -50,6 +52,7 @@ class NodePlan(Record):
     reason: str
     per_channel: bool = True
     measured: dict[str, float] = {}
+    rounding: str = ""
 
 
 class TensorPlan(Record):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.calibration.collect import Progress, silent
-from onnxq.calibration.data import Data
+from onnxq.calibration.collect import Progress, silent, unmasked
+from onnxq.calibration.data import Data, mask_of
 from onnxq.channels import Factors
 from onnxq.comparison import Comparison, OutputProof, batch_size, paired
 from onnxq.graph import Graph, to_model, weight
@@ -188,7 +188,9 @@ def layer_errors(
             if name in factors:
                 value = value * _along(*factors[name], value.ndim)
             if value.shape == expected[name].shape:
-                errors.append(LayerError(tensor=name, op=makers[name].op, sqnr_db=_tensor_sqnr(expected[name], value)))
+                mask = mask_of(feeds)  # what padding holds has no range, and no effect
+                found = _tensor_sqnr(unmasked(expected[name], mask), unmasked(value, mask))
+                errors.append(LayerError(tensor=name, op=makers[name].op, sqnr_db=found))
     return sorted(errors, key=lambda error: (error.sqnr_db is None, error.sqnr_db or 0.0))
 
 

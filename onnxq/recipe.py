@@ -64,6 +64,8 @@ class Weight(Settings):
         symmetric: whether the zero point is the middle of the format.
         per_channel: one scale for each output channel, or one for the whole weight.
         correct_bias: whether biases make up for the mean error of rounded weights, from calibration data.
+        rounding: `nearest`, or `auto`: so that the errors of a static layer's inputs cancel at its output where that
+            was measured to pay; needs data.
         embeddings: whether embedding tables (Gather) are stored in 8 bits.
         block_size: weights that share a scale along the reduced axis; for `weight-int8` alone.
     """
@@ -72,6 +74,7 @@ class Weight(Settings):
     symmetric: bool = True
     per_channel: bool = True
     correct_bias: bool = True
+    rounding: Literal["nearest", "auto"] = "auto"
     embeddings: bool = True
     block_size: Literal[16, 32, 64, 128, 256] = 32
 

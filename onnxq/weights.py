@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxq.calibration.statistics import channel_axis
-from onnxq.graph import Array, weight
+from onnxq.errors import RecipeError
+from onnxq.graph import Array, Node, weight
 from onnxq.layers import Layer, weight_axis
-from onnxq.numerics.affine import QuantizedWeight, dequantize, quantize_weight
+from onnxq.numerics.affine import QuantizedWeight, dequantize, quantize, quantize_weight
 from onnxq.numerics.bias import mean_error
-from onnxq.numerics.formats import FORMATS
+from onnxq.numerics.formats import FORMATS, IntegerArray
 from onnxq.recipe import Weight
 
 
-def rounded_weight(layer: Layer, settings: Weight, per_channel: bool) -> QuantizedWeight:
-    """The weight of a layer in the integers that the recipe asks for."""
+def rounded_weight(layer: Layer, settings: Weight, per_channel: bool, rounding: str = "") -> QuantizedWeight:
+    """The weight of a layer in the integers that the recipe asks for.
+
+    Args:
+        layer: the layer, with its float weight.
+        settings: what the recipe says about weights.
+        per_channel: whether each output channel has a scale of its own.
+        rounding: how other integers than the nearest were chosen, as `differences` writes it.
+
+    Raises:
+        RecipeError: the rounding does not fit the weight.
+    """
     axis = weight_axis(layer.node) if per_channel else None
     form = FORMATS[settings.format]
-    return quantize_weight(weight(layer.node.inputs[1]), form, axis=axis, symmetric=settings.symmetric)
+    nearest = quantize_weight(weight(layer.node.inputs[1]), form, axis=axis, symmetric=settings.symmetric)
+    if not rounding:
+        return nearest
+    moved = _read(rounding, nearest.values.size)
+    integers = form.narrow if settings.symmetric else form
+    # what goes past the format wraps around, and an overflow by one ends outside of the narrow format
+    values = None if moved is None else nearest.values + moved.view(form.dtype).reshape(nearest.values.shape)
+    if values is None or not integers.qmin <= values.min() <= values.max() <= integers.qmax:
+        raise RecipeError(
+            f"Node '{layer.node.name}': the rounding in the plan does not fit its weight "
+            f"{list(nearest.values.shape)}. Take it out to round to nearest, or make the plan again."
+        )
+    return replace(nearest, values=values)
+
+
+def raised_weight(layer: Layer, settings: Weight, found: QuantizedWeight, scale: Array) -> QuantizedWeight:
+    """The weight of a layer with other scales: where they differ from those that were found, rounded to nearest."""
+    values, other = weight(layer.node.inputs[1]), np.asarray(scale != found.scale)
+    axis = weight_axis(layer.node) if other.ndim else None
+    nearest = quantize(values, scale, found.zero_point, FORMATS[settings.format], axis)
+    along = [1 if i != axis else -1 for i in range(values.ndim)]
+    return QuantizedWeight(np.where(other.reshape(along), nearest, found.values), scale, found.zero_point)
+
+
+def differences(chosen: IntegerArray, nearest: IntegerArray) -> str:
+    """How 8-bit integers differ from the nearest: a byte for each, in the order of the weight, zlib, base64."""
+    return b64encode(zlib.compress((chosen - nearest).tobytes())).decode()
+
+
+def _read(text: str, size: int) -> NDArray[np.int8] | None:
+    """Undo `differences`; None for anything else than so many bytes."""
+    unpacker = zlib.decompressobj()
+    try:
+        raw = unpacker.decompress(b64decode(text, validate=True), size + 1)
+    except (ValueError, zlib.error):
+        return None
+    return np.frombuffer(raw, np.int8) if len(raw) == size and unpacker.eof else None
 
 
 def seen_weight(layer: Layer, found: QuantizedWeight) -> Array:
@@ -28,24 +79,40 @@ def seen_weight(layer: Layer, found: QuantizedWeight) -> Array:
     return dequantize(found.values, found.scale, found.zero_point, axis)
 
 
+def corrected_means(layer: Layer, means: Sequence[float]) -> Array | None:
+    """The mean of each input channel, where the bias makes up for what a rounded weight makes of it; else None.
+
+    Args:
+        layer: the layer.
+        means: of each channel as `channel_axis` has it; None comes of an empty list, of a layer that has its channels
+            along another axis, and of one that has no bias and no room for it.
+    """
+    node, known = layer.node, np.asarray(means)
+    shape = weight(node.inputs[1]).shape
+    inputs = shape[1] * int(node.attrs.get("group", 1)) if _by_rows(node) else shape[0]
+    rank = len(shape) if node.op == "Conv" else len(layer.data.shape or shape)
+    elsewhere = channel_axis(rank) != (1 if node.op == "Conv" else rank - 1)
+    return None if known.shape != (inputs,) or elsewhere or (layer.bias is None and node.op == "MatMul") else known
+
+
 def corrected_bias(layer: Layer, found: QuantizedWeight, means: Sequence[float]) -> Array | None:
     """The bias in floats, less the mean error that the rounded weight makes; None where there is no bias.
 
     Args:
         layer: the layer, with its float weight.
         found: its rounded weight.
-        means: mean of each input channel as `channel_axis` has it; nothing is corrected where there are none, or where
-            the layer has its channels along another axis.
+        means: mean of each input channel, where `corrected_means` takes it.
     """
-    node, known = layer.node, np.asarray(means)
+    node, known = layer.node, corrected_means(layer, means)
     bias = None if layer.bias is None else weight(layer.bias).reshape(-1)
-    values, rounded = weight(node.inputs[1]), seen_weight(layer, found)
-    by_rows = node.op == "Conv" or bool(node.attrs.get("transB", 0))
-    groups = int(node.attrs.get("group", 1))
-    inputs = values.shape[1] * groups if by_rows else values.shape[0]
-    rank = values.ndim if node.op == "Conv" else len(layer.data.shape or values.shape)
-    elsewhere = channel_axis(rank) != (1 if node.op == "Conv" else rank - 1)
-    if known.shape != (inputs,) or elsewhere or (bias is None and node.op == "MatMul"):
+    if known is None:
         return bias
-    error = mean_error(rounded, values, known, groups) if by_rows else mean_error(rounded.T, values.T, known)
+    values, rounded = weight(node.inputs[1]), seen_weight(layer, found)
+    groups = int(node.attrs.get("group", 1))
+    error = mean_error(rounded, values, known, groups) if _by_rows(node) else mean_error(rounded.T, values.T, known)
     return ((0.0 if bias is None else bias) - error).astype(np.float32)
+
+
+def _by_rows(node: Node) -> bool:
+    """Whether a row of the weight is an output."""
+    return node.op == "Conv" or bool(node.attrs.get("transB", 0))

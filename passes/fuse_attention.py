@@ -169,12 +169,12 @@ def heads(match: Match, work: Work, name: str) -> int:
 
 
 def heads_known(match: Match, graph: Graph, work: Work) -> str | None:
-    """The number of heads is known, and those of k and v are repeated until there are as many as of q."""
+    """The number of heads is known; those of k and v serve one query each, or several that they are repeated for."""
     q, k, v = (heads(match, work, name) for name in "qkv")
     if not q * k * v:
         return "The number of its heads is not known."
-    repeated = [f"{name}_once" in match.tensors for name in "kv"]
-    if k != v or q % k or repeated != [k != q] * 2:
+    repeated = {f"{name}_once" in match.tensors for name in "kv"}
+    if k != v or q % k or (k not in (1, q) and repeated != {True}):
         return f"{q} heads of queries meet {k} of keys and {v} of values."
     return None
 

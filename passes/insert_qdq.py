@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, ClassVar
 
 import numpy as np
 
 from onnxq.graph import Array, Graph, Node, Tensor, weight
 from onnxq.layers import Layer, layer_of, weight_axis
-from onnxq.numerics.affine import QuantizedWeight, quantize, quantize_bias, safe_weight_scale
+from onnxq.numerics.affine import QuantizedWeight, quantize_bias, safe_weight_scale
 from onnxq.numerics.formats import FORMATS, INT32
 from onnxq.pipeline import Context, Lossy, Promise
 from onnxq.plan import Plan, TensorPlan, Treatment
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
-from onnxq.weights import corrected_bias, rounded_weight
+from onnxq.weights import corrected_bias, raised_weight, rounded_weight
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Insertion:
     graph: Graph
     plan: Plan
     scales: dict[tuple[float, int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
-    weights: dict[tuple[str, int | None, bytes], Tensor] = field(default_factory=dict)
+    weights: dict[tuple[str, int | None, bytes, bytes], Tensor] = field(default_factory=dict)
 
     def parameters(self, name: str, plan: TensorPlan) -> tuple[Tensor, Tensor]:
         """Scale and zero point as constants; equal ones are shared."""
@@ -111,9 +112,9 @@ class Insertion:
     def quantize_layer(self, layer: Layer, returns_integers: bool) -> None:
         """Put DQ behind the weight and, where integers come out, behind the bias."""
         node, plan = layer.node, self.plan
-        axis = weight_axis(node) if plan.nodes[node.name].per_channel else None
-        settings, values = plan.recipe.weight, weight(layer.weight)
-        found = rounded_weight(layer, settings, plan.nodes[node.name].per_channel)
+        decision, settings, values = plan.nodes[node.name], plan.recipe.weight, weight(layer.weight)
+        axis = weight_axis(node) if decision.per_channel else None
+        found = rounded_weight(layer, settings, decision.per_channel, decision.rounding)
         bias = corrected_bias(layer, found, plan.tensors[layer.data.name].means)
         input_scale = np.float32(plan.tensors[layer.data.name].scale)
         # the runtime folds Q/DQ around a Gemm only with an integer bias; our own folding takes either
@@ -121,8 +122,7 @@ class Insertion:
         if bias is not None and integer and node.op != "MatMul":
             safe = safe_weight_scale(bias, input_scale, found.scale, values.size // max(found.scale.size, 1))
             if not np.array_equal(safe, found.scale):
-                raised = quantize(values, safe, found.zero_point, FORMATS[settings.format], axis)
-                found = QuantizedWeight(raised, safe, found.zero_point)
+                found = raised_weight(layer, settings, found, safe)
             self.set_bias(layer, self.dequantized_bias(layer, bias, input_scale, found.scale))
         elif bias is not None and (layer.bias is None or not np.array_equal(bias, weight(layer.bias).reshape(-1))):
             self.set_bias(layer, self.graph.constant(f"{node.name}_bias_corrected", bias))
@@ -140,8 +140,8 @@ class Insertion:
             node.inputs.append(bias)
 
     def stored_weight(self, tensor: Tensor, axis: int | None, found: QuantizedWeight) -> Tensor:
-        """The weight behind a DQ; one that several layers share with the same scales is stored once."""
-        key = (tensor.name, axis, found.scale.tobytes())
+        """The weight behind a DQ; one that several layers share in the same integers is stored once."""
+        key = (tensor.name, axis, found.scale.tobytes(), sha256(found.values.tobytes()).digest())
         if key not in self.weights:
             graph, name = self.graph, tensor.name
             inputs = [

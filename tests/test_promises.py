@@ -241,7 +241,7 @@ def balanced(sample: str) -> Plan:
     quantized = {name for name, node in static.nodes.items() if node.treatment is Treatment.STATIC}
     made = {tensor.name for node in graph.nodes if node.name in quantized for tensor in node.outputs}
     chosen = {
-        site.name: BalancePlan(factors=next(site.candidates()).tolist(), multiplies=site.multiplies, reason="")
+        site.name: BalancePlan(factors=site.candidates[0].tolist(), multiplies=site.multiplies, reason="")
         for site in sites(graph, found, quantized, made)
     }
     return static.model_copy(update={"balance": chosen})

@@ -117,8 +117,7 @@ class Work:
         layer, suspect = pair.layer, self.suspect(pair.layer.node)
         suspect.pair, suspect.factors = pair, self.factors(pair)
         name, values = layer.node.name, stored_weight(pair, suspect.factors)
-        if not np.array_equal(values, weight(layer.weight)):
-            suspect.weight.append(self.switch(Switch(f"{name}: weight", layer.weight.name, (name,), values=values)))
+        suspect.weight.append(self.switch(Switch(f"{name}: weight", layer.weight.name, (name,), values=values)))
         suspect.weight.extend(self.bias_switch(pair, suspect.factors))
         data, made = pair.stored.data, Switch(f"{name}: input", layer.data.name, (name,), dynamic=True)
         if isinstance(data, Grid):
@@ -151,7 +150,10 @@ class Work:
         bias = (bias / (1.0 if factors is None else factors.output)).astype(np.float32)
         if layer.bias is None:
             zeros = self.graph.constant(f"{layer.node.name}_no_bias", np.zeros_like(bias))
-            layer.node.inputs[2:] = [zeros]
+            if len(layer.node.inputs) > 2:
+                layer.node.inputs[2] = zeros
+            else:
+                layer.node.inputs.append(zeros)
         tensor, holder = layer.bias or layer.node.inputs[2], layer.tail[0] if layer.node.op == "MatMul" else layer.node
         floats = weight(tensor)
         if floats.size == bias.size and not np.array_equal(floats.reshape(-1), bias):

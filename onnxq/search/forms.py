@@ -55,7 +55,9 @@ class Forms:
             return
         layer, settings = self.layers[name], self.plan.recipe.weight
         node, decision = layer.node, self.plan.nodes[name]
-        found = rounded_weight(layer, settings, decision.per_channel)
+        # the scale of a dynamic input was not there when errors were made to cancel, and no bias makes up for the rest
+        rounding = decision.rounding if form == STATIC else ""
+        found = rounded_weight(layer, settings, decision.per_channel, rounding)
         yield Switch(f"{name}|{form} weight", node.inputs[1].name, (name,), values=seen_weight(layer, found))
         if form == DYNAMIC:
             yield Switch(f"{name}|dynamic", layer.data.name, (name,), dynamic=True)

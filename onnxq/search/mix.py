@@ -73,7 +73,8 @@ class Table:
         found: dict[str, list[str]] = {}
         for name, layer in self.forms.layers.items():
             found.setdefault(layer.data.name, []).append(name)
-        return found | {node.name: [node.name] for node in self.followers}
+        # a node may be called like a tensor, so its group is not
+        return found | {f"{node.op} '{node.name}'": [node.name] for node in self.followers}
 
     def groups(self) -> list[Group]:
         """Every group with noise and time of its forms; what its neighbours decide is left to `edges`."""
@@ -163,9 +164,13 @@ def _decisions(table: Table, choice: Choice) -> dict[str, NodePlan]:
     for group, members in table.members.items():
         form = choice.options[group]
         for name in members if form != STATIC else ():
-            reason = _reason(table, name, form)
-            measured = _measured(table, name)
-            found[name] = NodePlan(op=nodes[name].op, treatment=Treatment(form), reason=reason, measured=measured)
+            found[name] = NodePlan(
+                op=nodes[name].op,
+                treatment=Treatment(form),
+                reason=_reason(table, name, form),
+                per_channel=table.forms.plan.nodes[name].per_channel,
+                measured=_measured(table, name),
+            )
     return found
 
 
@@ -180,6 +185,8 @@ def _reason(table: Table, name: str, form: str) -> str:
     times = table.costs.layers[name]
     if name not in table.forms.layers:
         return "Its neighbours are float: Q and DQ around it would cost more than it saves."
+    if STATIC not in times:
+        return "With fixed scales it found no integer kernel."
     noise = table.noise.get(f"{name}|{STATIC}", 0.0)
     kept = f"{-10 * np.log10(noise):.0f} dB" if noise > 0 else "all"
     what = "In float" if form == FLOAT else "With a scale for each run"

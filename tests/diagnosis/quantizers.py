@@ -41,8 +41,8 @@ def save(
     return path
 
 
-def chain(path: Path, weights: list[Array], *, named: bool = True) -> Path:
-    """Convolutions with Relu, one after the other."""
+def chain(path: Path, weights: list[Array], *, named: bool = True, pooled: str = "") -> Path:
+    """Convolutions with Relu, one after the other; the tensor `pooled` goes through MaxPool."""
     nodes, last = [], "x"
     for index in range(len(weights)):
         output = "y" if index == len(weights) - 1 else f"r{index}"
@@ -50,6 +50,9 @@ def chain(path: Path, weights: list[Array], *, named: bool = True) -> Path:
         nodes.append(helper.make_node("Conv", [last, f"w{index}", f"b{index}"], [f"c{index}"], names[0], pads=[1] * 4))
         nodes.append(helper.make_node("Relu", [f"c{index}"], [output], names[1]))
         last = output
+        if output == pooled:
+            last = f"{output}_max"
+            nodes.append(helper.make_node("MaxPool", [output], [last], "pool", kernel_shape=[1, 1]))
     stored = {f"w{index}": values for index, values in enumerate(weights)}
     biases = {f"b{i}": np.random.default_rng(i).normal(0, 0.1, len(values)) for i, values in enumerate(weights)}
     return save(path, nodes, stored | biases, {"x": [8, 12, 12], "y": [8, 12, 12]})

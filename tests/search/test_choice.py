@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise, product
+from itertools import count, pairwise, product
 from math import fsum, inf
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import milp
 
 from onnxq.search.choice import Choice, Edge, Group, Option, fastest, frontier, knee, most_accurate, why_not
 
@@ -177,7 +178,40 @@ def test_a_frontier_halves_the_decibels_between_its_ends() -> None:
     steps = [Option(f"o{i}", 10.0**-i, 1.0 + i, 1) for i in range(9)]
     assert [c.error for c in frontier([Group("g", (*steps, FLOAT))], points=3)] == [1.0, 1e-2, 0.0]
     assert [c.error for c in frontier([Group("g", (*steps, FLOAT))])] == [1.0, 1e-1, 1e-2, 1e-3, 0.0]
-    assert [c.error for c in frontier([Group("g", tuple(steps[:3]))])] == [1.0, 1e-1, 1e-2]
+    fine = [Option(f"o{i}", 10.0 ** (-i / 4), 1.0 + i, 1) for i in range(9)]
+    assert [c.options["g"] for c in frontier([Group("g", tuple(fine))])] == ["o0", "o2", "o4", "o6", "o8"]
+
+
+def test_groups_move_together_where_that_is_better_at_no_cost() -> None:
+    """Neighbours that are cheap only when alike: no single move leads from `noisy` to `clean`."""
+    options = (Option("slow", 0.0, 9.0, 1), Option("noisy", 0.2, 5.0, 1), Option("clean", 0.1, 5.0, 1))
+    unlike = {(a.name, b.name): 30.0 for a in options for b in options if a != b}
+    pair, edge = [Group("a", options), Group("b", options)], Edge("a", "b", unlike)
+    assert [c.options["a"] for c in frontier(pair, [edge])] == ["clean", "slow"]
+    exact = [Group(g.name, (*options, Option("quick", 0.0, 8.0, 1))) for g in pair]
+    every = {**unlike, **{pair: 30.0 for o in options for pair in ((o.name, "quick"), ("quick", o.name))}}
+    assert [c.options["a"] for c in frontier(exact, [Edge("a", "b", every)])] == ["clean", "quick"]
+
+
+def test_a_choice_that_passes_a_limit_by_the_last_digit_is_none() -> None:
+    group = Group("g", (Option("fast", 0.3, 1.0, 1), FLOAT))
+    assert fastest([group], max_error=0.3) == Choice({"g": "fast"}, 0.3, 1.0, 1)
+    assert fastest([group], max_error=float(np.nextafter(0.3, 0))) == Choice({"g": "float"}, 0.0, 9.0, 40)
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_the_knee_says_so_where_either_search_stopped(monkeypatch: pytest.MonkeyPatch, early: int) -> None:
+    runs = count()
+
+    def solver(*args: Any, **options: Any) -> Any:
+        found = milp(*args, **options)
+        found.update(status=int(next(runs) == early), mip_gap=0.5)
+        return found
+
+    monkeypatch.setattr("onnxq.search.knapsack.milp", solver)
+    got = knee(TWO, BOUNDARY)
+    assert got is not None
+    assert "stopped after 10 s" in got.note
 
 
 def twelve(values: Any) -> list[Group]:
@@ -223,6 +257,22 @@ def test_a_large_model_gets_a_choice_within_its_limits() -> None:
     assert got is not None
     assert got.error <= 0.1
     assert len(got.options) == 200
+
+
+@pytest.mark.parametrize("limit", [1e-4, 1e-3, 1e-2, 1e-1])
+def test_nine_groups_of_four_get_the_best_of_all_choices(limit: float) -> None:
+    groups, edges = large(9, 8)
+    picks = np.indices((4,) * 9).reshape(9, -1)
+    error, time = np.zeros(4**9), np.zeros(4**9)
+    for group, own in zip(groups, picks, strict=True):
+        error += np.array([option.error for option in group.options])[own]
+        time += np.array([option.microseconds for option in group.options])[own]
+    for edge, (first, second) in zip(edges, pairwise(picks), strict=True):
+        costs = [[edge.pairs.get((f"o{a}", f"o{b}"), 0.0) for b in range(4)] for a in range(4)]
+        time += np.array(costs)[first, second]
+    got = fastest(groups, edges, max_error=limit)
+    assert got is not None
+    assert got.microseconds == pytest.approx(time[error <= limit].min(), rel=1e-9)
 
 
 def test_the_same_groups_get_the_same_choices() -> None:

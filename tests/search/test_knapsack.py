@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import OptimizeResult, milp
 
 from onnxq.search import knapsack
-from onnxq.search.knapsack import Knapsack, greedy, solve, without_solver_lines
+from onnxq.search.knapsack import Knapsack, greedy, in_parts_of_room, solve, without_solver_lines
 
 TRAP = Knapsack(
     amounts=np.array([[2.0, 0.0, 4.0, 0.0, 5.0, 0.0], [0.0, 4.0, 0.0, 5.0, 0.0, 7.0]]),
@@ -60,6 +60,40 @@ def test_the_solver_beats_the_greedy_choice() -> None:
     assert quick is not None
     assert TRAP.totals(quick).tolist() == [6.0, 7.0]
     assert under(9.0) == ([5.0, 9.0], "")
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-11])
+def test_a_far_worse_option_does_not_hide_small_gains(unit: float) -> None:
+    first = np.hstack([TRAP.amounts[0] * unit, [0.0, 1.0]])
+    wide = Knapsack(np.vstack([first, [*TRAP.amounts[1], 0.5, 0.0]]), np.array([0, 2, 4, 6, 8]), TRAP.pairs, TRAP.costs)
+    picks, _ = solve(wide, 0, np.array([np.inf, 9.5]), 3.0)
+    assert picks is not None
+    assert wide.totals(picks)[0] == 5.0 * unit
+
+
+def test_gains_of_a_ten_millionth_are_seen() -> None:
+    amounts = TRAP.amounts.copy()
+    amounts[0, 4] = 6.0 - 1e-7
+    picks, _ = solve(Knapsack(amounts, TRAP.starts, TRAP.pairs, TRAP.costs), 0, np.array([np.inf, 9.0]), 3.0)
+    assert picks is not None
+    assert picks.tolist() == [1, 3, 4]
+
+
+def test_an_option_that_fills_the_limit_exactly_is_not_ruled_out() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        one = Knapsack(rng.uniform(0.1, 1.0, (1, 12)), np.arange(0, 13, 2), TRAP.pairs, np.zeros((1, 0)))
+        picks = np.arange(0, 12, 2) + np.argmin(one.amounts.reshape(6, 2), axis=1)
+        picks[0] = 1 - picks[0]
+        _, allowed = in_parts_of_room(one, one.totals(picks))
+        assert allowed[picks].all()
+
+
+def test_equal_options_are_put_in_order_after_the_solver() -> None:
+    twins = Knapsack(np.hstack([TRAP.amounts, np.ones((2, 6))]), np.array([0, 2, 4, 6, 9, 12]), TRAP.pairs, TRAP.costs)
+    picks, _ = solve(twins, 0, np.array([np.inf, 11.0]), 3.0)
+    assert picks is not None
+    assert picks.tolist() == [1, 3, 4, 6, 9]
 
 
 def test_says_so_where_time_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:

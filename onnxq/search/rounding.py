@@ -1,0 +1,203 @@
+"""Weights rounded so that the errors of a layer's inputs cancel at its output, searched layer by layer.
+
+Rounded to nearest, every weight errs by itself. But inputs rise and fall together, so a weight that was rounded up can
+make up for one that was rounded down: GPTQ, then coordinate descent. What goes together is known from few samples; other
+samples tell how much of that to believe (`numerics/rounding/shrinkage.py`), and whether the error falls there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxq.calibration.collect import Progress, silent, unmasked
+from onnxq.calibration.data import Data, mask_of
+from onnxq.calibration.statistics import Gram
+from onnxq.channels import layers_of
+from onnxq.graph import Graph, to_model, weight
+from onnxq.layers import Layer, weight_axis
+from onnxq.numerics.affine import QuantizedWeight, fake_quantize
+from onnxq.numerics.formats import INT8, IntegerArray
+from onnxq.numerics.rounding.descent import descend
+from onnxq.numerics.rounding.gptq import gptq
+from onnxq.numerics.rounding.output_error import output_error
+from onnxq.numerics.rounding.shrinkage import shrinkage, shrunk
+from onnxq.numerics.unfold import unfold
+from onnxq.plan import Plan, TensorPlan, Treatment
+from onnxq.recipe import Weight
+from onnxq.runtime import Session
+from onnxq.search.forms import grid_of
+from onnxq.weights import corrected_means, differences, rounded_weight
+
+Array = np.ndarray[Any, Any]
+
+SAMPLES = 64
+"""Samples that are looked at, at most: the last ones, for noise is measured on the first."""
+
+UNSEEN = 8
+"""One in so many samples is never looked at, where there are few."""
+
+ROWS = 4096
+"""Rows of inputs of a layer that are looked at, at most; the same number of each sample."""
+
+PARTS = 4
+"""One in so many samples is not fitted, but tells whether the others can be believed."""
+
+LEAST_SHARE = 0.002
+"""A layer that causes less of the noise at the outputs is rounded to nearest: it would make the plan longer."""
+
+CLEARLY_LESS = 0.9
+"""The error has to fall to this share."""
+
+MOST_INPUTS = 4096
+"""A layer with more is rounded to nearest: time and memory grow with their square."""
+
+HELD = 1 << 29
+"""Bytes of Gram matrices that are held at a time."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What a layer sees of a tensor, which other layers may see just so.
+
+    Attributes:
+        tensor: its name.
+        inputs: how many numbers make a row.
+        window: size, strides, pads and dilations of a convolution's window; empty where the last axis makes a row.
+        means: what the bias makes up for, of each channel; empty where it does not.
+    """
+
+    tensor: str
+    inputs: int
+    window: tuple[tuple[int, ...], ...]
+    means: tuple[float, ...]
+
+    @classmethod
+    def of(cls, layer: Layer, plan: TensorPlan) -> View:
+        """The view of a layer whose input has this plan."""
+        means = corrected_means(layer, plan.means)
+        attributes, inputs = layer.node.attrs, _matrix(layer, weight(layer.node.inputs[1])).shape[1]
+        options = (tuple(attributes.get(key, ())) for key in ("strides", "pads", "dilations"))
+        window = () if layer.linear else (tuple(layer.weight.shape or ())[2:], *options)
+        return cls(layer.data.name, inputs, window, () if means is None else tuple(means))  # type: ignore[arg-type]
+
+    def rows(self, x: Array, plan: TensorPlan, most: int, seed: int) -> Array:
+        """What the integer layer reads, less the means: (rows, inputs), some of them where there are more than `most`."""
+        grid = grid_of(plan)
+        x = fake_quantize(x, grid.scale, grid.zero_point, grid.format)
+        rows = unfold(x, *(part or None for part in self.window)) if self.window else x.reshape(-1, self.inputs)
+        if len(rows) > most:
+            rows = rows[np.random.default_rng(seed).choice(len(rows), most, replace=False)]
+        return rows - np.repeat(self.means, self.inputs // len(self.means)) if self.means else rows
+
+
+def better_rounding(
+    graph: Graph, plan: Plan, data: Data, noise: Mapping[str, float], progress: Progress = silent
+) -> dict[str, str]:
+    """How to round the weights of static layers that do better than with the nearest integers, as `NodePlan` has it.
+
+    The same data gives the same integers; another number of BLAS threads may give others that are as good.
+
+    Args:
+        graph: the float model that the plan is for.
+        plan: what runs on static integers, and the ranges.
+        data: some of it is looked at.
+        noise: what each layer alone causes at the outputs, by name.
+        progress: told after each layer.
+    """
+    layers = [layer for layer in layers_of(graph) if _suits(layer, plan) and _matters(layer, noise)]
+    readers: dict[View, list[Layer]] = {}
+    for layer in layers:
+        readers.setdefault(View.of(layer, plan.tensors[layer.data.name]), []).append(layer)
+    some = data.take(slice(max(len(data) - SAMPLES, len(data) // UNSEEN), None))
+    found: dict[str, str] = {}
+    done = 0
+    for views in _groups(list(readers)):
+        for view, (fitted, others) in _grams(graph, views, plan, some).items():
+            for layer in readers[view]:
+                text = _rounded(layer, plan.recipe.weight, fitted.total, others.total)
+                found |= {layer.node.name: text} if text else {}
+                done += 1
+                progress("rounding", done, len(layers))
+    return found
+
+
+def _suits(layer: Layer, plan: Plan) -> bool:
+    """Whether a layer is one whose integers may be chosen: 8 bits, static, one matrix product."""
+    node, settings = layer.node, plan.recipe.weight
+    if plan.treatment(node.name) is not Treatment.STATIC or layer.data.name not in plan.tensors:
+        return False
+    plain = node.attrs.get("group", 1) == 1 and node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
+    symmetric = settings.format == INT8.name and settings.symmetric and plan.nodes[node.name].per_channel
+    return plain and symmetric and _matrix(layer, weight(node.inputs[1])).shape[1] <= MOST_INPUTS
+
+
+def _matters(layer: Layer, noise: Mapping[str, float]) -> bool:
+    return noise.get(layer.node.name, 0.0) >= LEAST_SHARE * sum(noise.values())
+
+
+def _groups(views: Sequence[View]) -> Iterator[list[View]]:
+    """Views whose Gram matrices fit into memory together."""
+    group: list[View] = []
+    for view in views:
+        if group and 16 * sum(other.inputs**2 for other in (*group, view)) > HELD:
+            yield group
+            group = []
+        group.append(view)
+    if group:
+        yield group
+
+
+def _grams(graph: Graph, views: Sequence[View], plan: Plan, data: Data) -> dict[View, tuple[Gram, Gram]]:
+    """What goes together, in most samples and in the others."""
+    names = list(dict.fromkeys(view.tensor for view in views))
+    given = {tensor.name for tensor in graph.inputs}
+    inner = [name for name in names if name not in given]
+    session = Session(to_model(graph, extra_outputs=inner).SerializeToString(), folder=graph.folder)
+    found = {view: [Gram(), Gram()] for view in views}
+    for number, feed in enumerate(data.batches(1)):
+        seen = {**feed, **(session.run(feed, inner) if inner else {})}
+        for view, parts in found.items():
+            value = unmasked(seen[view.tensor], mask_of(feed))
+            if value.size and np.isfinite(value).all():
+                rows = view.rows(value, plan.tensors[view.tensor], max(1, ROWS // len(data)), number)
+                parts[number % PARTS == PARTS - 1] += Gram.of(rows)
+    return {view: (fitted, others) for view, (fitted, others) in found.items() if fitted.rows and others.rows}
+
+
+def _rounded(layer: Layer, settings: Weight, fitted: Array, others: Array) -> str:
+    """The differences to the nearest integers; empty where these do about as well on other samples."""
+    nearest = rounded_weight(layer, settings, True)
+    exact, start = _matrix(layer, weight(layer.node.inputs[1])), _matrix(layer, nearest.values)
+
+    def error(values: IntegerArray) -> float:
+        return float(output_error(values * nearest.scale[:, None], exact, others).sum())
+
+    share = shrinkage(fitted, others)
+    before = error(start)
+    if not error(_cancelling(exact, nearest, shrunk(fitted, share))) < CLEARLY_LESS * before:
+        return ""
+    # once that is settled, there is no reason to do without the other samples
+    chosen = _cancelling(exact, nearest, shrunk(fitted + others, share))
+    return differences(_restored(layer, chosen, nearest.values.shape), nearest.values)
+
+
+def _cancelling(exact: Array, nearest: QuantizedWeight, gram: Array) -> IntegerArray:
+    """Integers whose errors cancel, as far as the Gram matrix tells."""
+    grid = (nearest.scale, nearest.zero_point, INT8.narrow)
+    return descend(exact, gram, *grid, start=gptq(exact, gram, *grid, act_order=True), sweeps=1)
+
+
+def _matrix(layer: Layer, values: Array) -> Array:
+    """A weight as (outputs, inputs)."""
+    if not layer.linear:
+        return values.reshape(len(values), -1)
+    return values if weight_axis(layer.node) == 0 else values.T
+
+
+def _restored(layer: Layer, values: Array, shape: tuple[int, ...]) -> Array:
+    """Undo `_matrix`."""
+    return values.reshape(shape) if not layer.linear or weight_axis(layer.node) == 0 else values.T
