@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from onnxq.version import __version__
+
 if TYPE_CHECKING:
     from onnxq.api import bench, calibrate, describe_passes, explain, inspect, optimize, validate
     from onnxq.diagnosis.findings import Diagnosis
@@ -39,8 +41,6 @@ HOMES = {
     "Diagnosis": "onnxq.diagnosis.findings",
 }
 """Where the public names live; they are imported when they are first used, so that `onnxq --help` is quick."""
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Contract",

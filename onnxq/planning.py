@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxq import __version__
 from onnxq.build import GIVEN, Build, Nothing, already_quantized, fold_existing, follow_plan, place_graph, prepare
 from onnxq.calibration.collect import Seen, Statistics, collect, load_statistics, non_finite
 from onnxq.calibration.data import Data
@@ -33,10 +32,12 @@ from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
 from onnxq.search.mix import Table, mixtures
 from onnxq.search.reach import best_ranges
 from onnxq.search.rewrites import worth_it
+from onnxq.search.rounding import better_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
 from onnxq.search.stopwatch import Stopwatch
 from onnxq.spec import has_qdq
 from onnxq.study import Study, by_rule, fingerprint
+from onnxq.version import __version__
 
 RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
 """What `range = "auto"` tries for all tensors alike, in the order of preference."""
@@ -46,6 +47,13 @@ WELL_KNOWN = 512
 
 CLEARLY_LESS = 0.9
 """Something replaces an earlier choice where it leaves less than this share of its noise (half a decibel)."""
+
+
+LESS = 0.95
+"""Weights are rounded better where that leaves less than this share of the noise (a fifth of a decibel)."""
+
+GLANCE = 2
+"""Samples that tell which layers make next to no noise."""
 
 
 def plan_model(
@@ -96,6 +104,8 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
         if build.recipe.balance:
             balance_channels(study)
         plan = choose_rule(study) if build.recipe.activation.range == "auto" else study.plan()
+        if build.recipe.weight.rounding == "auto":
+            plan = choose_rounding(study, plan)
         if build.mode == "mixed-int8":
             return mixed_plans(study, plan)
         return [spare_worst(study, plan) if build.recipe.least_sqnr else plan]
@@ -207,6 +217,23 @@ def recalled_ranges(study: Study, plain: Plan) -> dict[str, Range]:
 
     known = study.recall("ranges", plain.to_json(), search)
     return {name: (low, high, rule) for name, (low, high, rule) in known.items()}
+
+
+def choose_rounding(study: Study, plain: Plan) -> Plan:
+    """The plan with weights rounded so that their errors cancel, where that leaves less noise at the outputs."""
+    build, data, measure = study.build, study.data, study.meter(RULE_SAMPLES)
+    assert data is not None
+
+    def search() -> Any:
+        shares = layer_shares(build.graph, build.context.target, plain, data, GLANCE, build.progress)
+        return better_rounding(build.graph, plain, data, shares, build.progress)
+
+    study.rounding = study.recall("rounding", plain.to_json(), search)
+    plan = study.plan(plain.recipe.activation.range)
+    if study.rounding and measure(plan) < LESS * measure(plain):
+        return plan
+    study.rounding = {}
+    return plain
 
 
 def spare_worst(study: Study, plan: Plan) -> Plan:

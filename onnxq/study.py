@@ -15,9 +15,9 @@ from onnxq.calibration.collect import Statistics
 from onnxq.calibration.data import Data
 from onnxq.decision import Range, decide
 from onnxq.graph import Graph, to_model
-from onnxq.memo import JSON, Memo
+from onnxq.memo import JSON, Memo, canonical
 from onnxq.placement import Placement
-from onnxq.plan import BalancePlan, Plan
+from onnxq.plan import BalancePlan, Plan, Treatment
 from onnxq.recipe import RangeRule, Recipe
 from onnxq.search.sensitivity import Noise, noise_meter
 
@@ -37,6 +37,7 @@ class Study:
         rewrites: passes that made it faster.
         chosen: ranges that were found tensor by tensor.
         balance: factors of tensors that were balanced.
+        rounding: how weights of static layers are rounded where not to nearest.
         original: the graph before that, which noise is measured against.
         key: what measurements depend on, beside the graph and what is measured.
     """
@@ -51,12 +52,15 @@ class Study:
     rewrites: list[str] = field(default_factory=list)
     chosen: Mapping[str, Range] = field(default_factory=dict)
     balance: dict[str, BalancePlan] = field(default_factory=dict)
+    rounding: dict[str, str] = field(default_factory=dict)
     original: Graph | None = None
     key: Mapping[str, JSON] = field(default_factory=dict)
 
     def recall(self, kind: str, what: JSON, measure: Callable[[], Any]) -> Any:
         """What was measured before, or is measured now and remembered: interrupted work goes on where it stopped."""
-        key = {**self.key, "graph": self.digest, "what": what}
+        # plans are long, and what is remembered keeps its key
+        asked = sha256(canonical(what).encode()).hexdigest()
+        key = {**self.key, "graph": self.digest, "what": asked}
         known = self.memo.get(kind, key)
         if known is None:
             known = measure()
@@ -78,7 +82,14 @@ class Study:
         recipe = self.recipe if rule is None else by_rule(self.recipe, rule)
         target = self.build.context.target
         made = decide(placement or self.placement, self.statistics, recipe, target, self.chosen)
-        return made.model_copy(update={"balance": self.balance, "rewrites": self.rewrites})
+        nodes = {
+            name: node.model_copy(update={"rounding": self.rounding[name]})
+            for name, node in made.nodes.items()
+            if name in self.rounding and node.treatment is Treatment.STATIC
+        }
+        return made.model_copy(
+            update={"nodes": {**made.nodes, **nodes}, "balance": self.balance, "rewrites": self.rewrites}
+        )
 
     def meter(self, samples: int) -> Noise:
         """What plans cost at the outputs, beside the graph as it was before its channels were balanced."""

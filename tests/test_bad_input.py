@@ -302,15 +302,25 @@ def test_an_output_that_is_the_data(refused: Refused, model: Path, data: Path, t
     refused("optimize", model, "-o", data, "--data", data, says=(data, "--data"))
     refused("calibrate", model, "-o", data, "--data", data, says=(data, "--data"))
     refused("optimize", model, "--save-plan", data, "--data", data, says=(data, "--data"))
+    refused("optimize", model, "--keep-best", data, "--data", data, says=(data, "--data"))
+
+
+def test_two_outputs_in_one_file(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:
     same = tmp_path / "same"
-    refused("optimize", model, "-o", same, "--save-plan", same, "--data", data, says=(same, "--save-plan"))
+    for one, other in (("-o", "--save-plan"), ("-o", "--keep-best"), ("--save-plan", "--keep-best")):
+        says = (same, other, "Name two files")
+        refused("optimize", model, one, same, other, tmp_path / "." / "same", "--data", data, says=says)
+    usual = model.with_name("model.int8.onnx")
+    refused("optimize", model, "--keep-best", usual, "--data", data, says=(usual, "Name two files"))
+    refused("optimize", model, "--keep-best", model, "--data", data, says=(model, "is the input model"))
 
 
 def test_a_folder_that_does_not_exist(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:
     absent = tmp_path / "absent"
     refused("optimize", model, "-o", absent / "m.onnx", "--data", data, says=(absent, "does not exist"))
     refused("calibrate", model, "-o", absent / "s.npz", "--data", data, says=(absent, "does not exist"))
-    refused("optimize", model, "--save-plan", absent / "p.json", "--data", data, says=(absent, "does not exist"))
+    for flag in ("--save-plan", "--keep-best"):
+        refused("optimize", model, flag, absent / "file", "--data", data, says=(absent, "does not exist"))
 
 
 def test_an_output_that_is_a_folder(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:
@@ -386,6 +396,9 @@ def test_a_recipe_that_is_not_there(refused: Refused, model: Path) -> None:
         (["--min-speedup", "-1"], ("min_speedup", "-1")),
         (["--max-size", "big"], ("max_size", "big", "500MB")),
         (["--max-drop", "1%", "--no-validate"], ("--no-validate", "contract")),
+        (["--keep-best", "best.onnx", "--no-validate"], ("--no-validate", "contract")),
+        (["--cache", ".", "--no-cache"], ("--cache", "--no-cache", "one of them")),
+        (["--cache", __file__], ("--cache", "onnxq optimize --help")),
         (["--samples", "0"], ("--samples", "onnxq optimize --help")),
         (["--samples", "many"], ("--samples", "onnxq optimize --help")),
         (["--threads", "-1"], ("--threads", "onnxq optimize --help")),

@@ -24,7 +24,7 @@ from onnxq.proof import FloatNode, Proof
 from onnxq.result import Result
 
 if TYPE_CHECKING:
-    from tests.conftest import Command
+    from tests.conftest import Clock, Command
 
 COMMANDS = ("optimize", "calibrate", "inspect", "validate", "bench", "passes")
 STATIC = ("--recipe", "static-int8")
@@ -165,6 +165,61 @@ def test_contract_flags_show_in_the_recipe_of_the_plan(onnxq: Command, model: Pa
     assert 0 < score["drop"] < 0.01
     assert "The mean cosine of output 'y' to the float model's is" in done.err
     assert "(limit 50)" in done.err
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_breaks_the_contract_ends_with_1(onnxq: Command, model: Path, data: Path) -> None:
+    best, before = model.with_name("best.onnx"), sorted(model.parent.iterdir())
+    words = ("optimize", model, "--data", data, "--min-speedup", 100)
+    done = onnxq(*words)
+    assert done.code == 1
+    assert "rejected, mixed-int8" in done.out
+    assert "2 times the float model's speed, below the 100 that --min-speedup asks for." in " ".join(done.out.split())
+    assert "Best kept" not in done.out
+    assert sorted(model.parent.iterdir()) == before
+    done = onnxq(*words, "--keep-best", best, "--json")
+    assert (done.code, done.json["status"], done.json["output"], done.json["kept"]) == (1, "rejected", None, str(best))
+    assert "Best kept" in done.err
+    assert "MatMulIntegerToFloat" in operators(best)
+    assert not model.with_name("model.int8.onnx").exists()
+
+
+def test_what_is_too_slow_is_left_alone_and_ends_with_0(onnxq: Command, model: Path, data: Path, clock: Clock) -> None:
+    clock.speedups = [0.5]
+    done = onnxq("optimize", model, "--data", data)
+    assert done.code == 0
+    assert "model.onnx: left alone" in done.out
+    assert "0.5 times the float model's speed" in done.out
+    assert model.with_name("model.int8.onnx").read_bytes() == model.read_bytes()
+
+
+def test_notes_about_the_contract_are_warnings(onnxq: Command, model: Path, clock: Clock) -> None:
+    note = "The accuracy was not judged: the data is random. Give --data."
+    for speedup in (2.0, 0.5):
+        clock.speedups = [speedup]
+        done = onnxq("optimize", model, "--no-cache", "--json")
+        assert note in done.json["warnings"]
+        assert note in done.err
+
+
+def test_what_was_measured_is_remembered(onnxq: Command, model: Path, data: Path, tmp_path: Path, clock: Clock) -> None:
+    places = {"here": ["--cache", tmp_path / "cache"], "usual": [], "nowhere": ["--no-cache"]}
+    usual = Path(os.environ["ONNXQ_CACHE"])
+    for name, words in places.items():
+        clock.speedups = [2.0]
+        first = onnxq("optimize", model, "-o", tmp_path / f"{name}.onnx", "--data", data, *words, "--json").json
+        clock.speedups = [0.5]
+        again = onnxq("optimize", model, "-o", tmp_path / f"{name}.onnx", "--data", data, *words, "--json").json
+        assert first["status"] == "optimized"
+        assert again["status"] == ("left alone" if name == "nowhere" else "optimized")
+        assert (tmp_path / "cache").is_dir()
+        assert bool(list(usual.iterdir())) == (name != "here")
+
+
+def test_nothing_is_remembered_outside_of_the_tests() -> None:
+    folder = python(code="from onnxq.memo import default_folder; print(default_folder())").stdout.strip()
+    assert folder == os.environ["ONNXQ_CACHE"]
+    assert not Path(folder).is_relative_to(Path.home() / ".cache")
 
 
 def test_contract_flags_override_the_file(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ FLOORS = {
     "onnxq.tensors": 1,
     "onnxq.wellformed": 1,
     "onnxq.errors": 0,
+    "onnxq.version": 0,
     "onnxq.interface": 0,
     "onnxq.numerics": 0,
     "onnxq.numerics.*": 0,

@@ -22,6 +22,7 @@ from onnxq.graph import (
     Graph,
     Node,
     Variable,
+    alone,
     bodies,
     evaluate,
     from_model,
@@ -836,6 +837,35 @@ def test_upgrade_refuses_what_the_converter_would_drop() -> None:
     made.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [2, 3]))
     with pytest.raises(UnsupportedModel, match="drops functions and sparse weights"):
         upgrade(from_model(made), 17)
+
+
+ALONE = """
+<ir_version: 8, opset_import: ["" : 16, "com.microsoft" : 1]>
+g (float[2,3,5,5] x) => (float y) { c = Conv<pads=[1,1,1,1]>(x, w, b) y = com.microsoft.Gelu(c) }
+"""
+
+
+def test_one_node_becomes_a_graph_that_is_fed_with_its_weight() -> None:
+    made = model(ALONE)
+    w, b = (np.random.default_rng(1).standard_normal(s).astype(np.float32) for s in ((4, 3, 3, 3), (4,)))
+    made.graph.initializer.extend([numpy_helper.from_array(w, "w"), numpy_helper.from_array(b, "b")])
+    graph = from_model(made)
+    before = to_model(graph).SerializeToString()
+    x = np.random.default_rng(2).standard_normal((2, 3, 5, 5)).astype(np.float32)
+
+    def run(feeds: dict[str, Array]) -> Array:
+        single = to_model(alone(graph, graph.nodes[0], len(feeds))).SerializeToString()
+        (y,) = ort.InferenceSession(single, providers=["CPUExecutionProvider"]).run(["c"], feeds)
+        return np.asarray(y)
+
+    with_bias = run({"x": x, "w": w, "b": b})
+    np.testing.assert_allclose(run({"x": x, "w": w}), with_bias - b.reshape(-1, 1, 1), atol=1e-5)
+    # any number of outputs, for another weight
+    np.testing.assert_array_equal(run({"x": x, "w": w[:2], "b": b[:2]}), with_bias[:, :2])
+    assert to_model(graph).SerializeToString() == before
+    assert graph.nodes[0].outputs[0].inputs == [graph.nodes[0]]
+    with pytest.raises(AssertionError, match="Tensor 'c' has no type"):
+        alone(graph, graph.nodes[1], 1)
 
 
 def test_read_tensor_reads_test_data_and_names_what_it_cannot_read(tmp_path: Path) -> None:

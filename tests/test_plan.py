@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import RecipeError
-from onnxq.plan import MaskPlan, NodePlan, Plan, TensorPlan, Treatment, make_plan, read_plan
+from onnxq.plan import BalancePlan, MaskPlan, NodePlan, Plan, TensorPlan, Treatment, make_plan, read_plan
 from onnxq.recipe import Override, Recipe
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -38,6 +38,12 @@ def tensor_plans(draw: st.DrawFn) -> TensorPlan:
 NODE_PLANS = st.builds(
     NodePlan, op=NAMES, treatment=st.sampled_from(Treatment), reason=NAMES, per_channel=st.booleans()
 )
+BALANCE_PLANS = st.builds(
+    BalancePlan,
+    factors=st.lists(st.floats(1e-20, 1e20), min_size=1, max_size=3),
+    multiplies=st.booleans(),
+    reason=NAMES,
+)
 RECIPES = st.builds(Recipe, nodes=st.dictionaries(NAMES, st.builds(Override, quantize=st.booleans()), max_size=2))
 PLANS = st.builds(
     Plan,
@@ -45,6 +51,7 @@ PLANS = st.builds(
     nodes=st.dictionaries(NAMES, NODE_PLANS, max_size=3),
     tensors=st.dictionaries(NAMES, tensor_plans(), max_size=3),
     masks=st.dictionaries(NAMES, st.builds(MaskPlan, mask=NAMES, bound=FINITE), max_size=2),
+    balance=st.dictionaries(NAMES, BALANCE_PLANS, max_size=2),
 )
 
 
@@ -63,7 +70,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 
 
 def plan() -> Plan:
-    """Two nodes, one tensor."""
+    """Two nodes, one tensor, channels that are rescaled."""
     return Plan(
         recipe=Recipe(mode="static-int8"),
         nodes={
@@ -71,6 +78,7 @@ def plan() -> Plan:
             "lstm": NodePlan(op="LSTM", treatment=Treatment.FLOAT, reason="No kernel."),
         },
         tensors={"x": TensorPlan(format="uint8", scale=0.1, zero_point=3, low=-0.3, high=25.2, reason="mse")},
+        balance={"x": BalancePlan(factors=[0.5, 2.0], multiplies=False, reason="")},
     )
 
 
@@ -101,6 +109,12 @@ def test_the_text_is_for_people() -> None:
         (("tensors", "x", "zero_point"), -1, r"'tensors\.x\.zero_point' in the plan is -1"),
         (("tensors", "x", "zero_point"), 1.5, r"'tensors\.x\.zero_point' in the plan is 1\.5"),
         (("tensors", "x", "format"), "int4", r"'tensors\.x\.format' in the plan is 'int4'"),
+        (("balance", "x", "factors"), [], r"'balance\.x\.factors' in the plan is \[\]: .*one for each channel"),
+        (("balance", "x", "factors"), [1.0, 0.0], r"'balance\.x\.factors' in the plan is .*positive"),
+        (("balance", "x", "factors"), [1.0, -2.0], r"'balance\.x\.factors' in the plan is .*positive"),
+        (("balance", "x", "factors"), [1e-45], r"'balance\.x\.factors' in the plan is .*from 1e-30"),
+        (("balance", "x", "factors"), [1e39], r"'balance\.x\.factors' in the plan is .*to 1e30"),
+        (("balance", "x", "factors"), [float("nan")], r"'balance\.x\.factors' in the plan is"),
         (("recipe", "moed"), "auto", r"Unknown key 'recipe\.moed' in the plan"),
         (("extra",), 1, "Unknown key 'extra' in the plan"),
         (("nodes",), [], "'nodes' in the plan is"),

@@ -149,8 +149,9 @@ def encoder() -> Graph:
     weights = {name: kernel(64, 64, seed=index) for index, name in enumerate(("wq", "wk", "wv", "wo"))}
     weights |= {"w1": kernel(64, 128), "w2": kernel(128, 64), "wy": kernel(64, 9), "table": floats(300, 64)}
     weights |= {"g": floats(64, seed=6) * np.float32(0.1) + 1, "s": floats(64) * np.float32(0.1)}
-    weights |= {"bias": floats(64), "b1": floats(128), "eps": np.float32(1e-5), "quarter": np.float32(0.25)}
-    weights |= {"one": np.float32(1), "half": np.float32(0.5), "root": np.float32(2**0.5), "far": np.float32(-3.4e38)}
+    numbers = {"eps": 1e-5, "quarter": 0.25, "one": 1.0, "half": 0.5, "root": 2**0.5, "far": -3.4e38}
+    weights |= {name: np.asarray(number, np.float32) for name, number in numbers.items()}
+    weights |= {"bias": floats(64), "b1": floats(128)}
     weights |= {"last": np.array([-1]), "axes": np.array([1, 2]), "heads": np.array([4]), "size": np.array([16])}
     weights |= {"width": np.array([64])}
     return read(f"(int64[n,t] ids, float[n,t] mask) => (float[n,t,9] y) {{ {body} }}", weights, opset=23)
@@ -164,7 +165,8 @@ def focus() -> Graph:
         [r2] a2 = Slice(x, zero, end, rows, two) [p2] p2 = Slice(a2, one, end, columns, two)
         [r3] a3 = Slice(x, one, end, rows, two) [p3] p3 = Slice(a3, one, end, columns, two)
         [apart] f = Concat<axis=1>(p0, p1, p2, p3) [stem] c = Conv<pads=[1,1,1,1]>(f, w0) [r] d = Relu(c)
-        [odd] e = Conv(d, w1) [s] g = Relu(e) [even] h = Conv<pads=[1,1,1,1]>(g, w2) [u] i = Relu(h) [end] y = Conv(i, w3)
+        [odd] e = Conv(d, w1) [s] g = Relu(e) [even] h = Conv<pads=[1,1,1,1]>(g, w2) [u] i = Relu(h)
+        [end] y = Conv(i, w3)
     """
     weights = {"w0": kernel(16, 32, 3, 3), "w1": kernel(18, 16, 1, 1), "w2": kernel(16, 18, 3, 3) * 2}
     weights |= {"w3": kernel(8, 16, 1, 1), "zero": np.array([0]), "one": np.array([1]), "two": np.array([2])}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -212,7 +212,7 @@ def _at(node: Node, place: int) -> Tensor | None:
 
 
 def _next(before: Tensor | Node | None, op: str) -> Node | None:
-    """The one reader of a tensor, or of a node's output, if it is this operator."""
+    """The first reader of a tensor, or of a node's output, if it is this operator."""
     tensor = before.outputs[0] if isinstance(before, Node) else before
-    readers: list[Any] = list(tensor.outputs) if tensor is not None else []
-    return readers[0] if len(readers) == 1 and readers[0].op == op else None
+    reader = tensor.outputs[0] if tensor is not None and tensor.outputs else None
+    return reader if reader is not None and reader.op == op else None

@@ -284,7 +284,5 @@ def _beside_its_scale(reader: Reader, tensor: Constant) -> Numbers | None:
         if scale is None:
             continue
         values, zero_point = weight(tensor), reader.constants.value(reader.tensors.get(f"{stem}_zero_point"))
-        if scale.ndim == values.ndim and scale.size > 1:  # a row for each entry of the first axis
-            scale = scale.reshape(-1)
         return dequantized(values, scale, zero_point, 0) if scale.size in (1, *values.shape[:1]) else None
     return None

@@ -52,12 +52,13 @@ def activations(graph: Graph, names: Sequence[str], data: Data) -> Iterator[tupl
         kept: dict[str, list[Array]] = {name: [] for name in part}
         for feed in feeds:
             wanted = [name for name in part if sum(value.size for value in kept[name]) < ELEMENTS]
-            made = session.run(feed, [name for name in wanted if name in inner]) if wanted else {}
+            asked = [name for name in wanted if name not in inputs]
+            values = {**feed, **(session.run(feed, asked) if asked else {})}
             for name in wanted:
-                value = unmasked(made[name] if name in made else feed[name], mask_of(feed))
+                value = unmasked(values[name], mask_of(feed))
                 if value.size and np.isfinite(value).all():
                     kept[name].append(value)
-        yield from ((name, _joined(values)) for name, values in kept.items() if values)
+        yield from ((name, _joined(found)) for name, found in kept.items() if found)
 
 
 def _joined(values: list[Array]) -> Array:

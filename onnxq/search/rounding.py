@@ -46,8 +46,8 @@ ROWS = 4096
 PARTS = 4
 """One in so many samples is not fitted, but tells whether the others can be believed."""
 
-LEAST_SHARE = 0.002
-"""A layer that causes less of the noise at the outputs is rounded to nearest: it would make the plan longer."""
+QUIET = 0.02
+"""The quietest layers are rounded to nearest, which together cause this share of the noise: they would fill the plan."""
 
 CLEARLY_LESS = 0.9
 """The error has to fall to this share."""
@@ -55,8 +55,8 @@ CLEARLY_LESS = 0.9
 MOST_INPUTS = 4096
 """A layer with more is rounded to nearest: time and memory grow with their square."""
 
-HELD = 1 << 29
-"""Bytes of Gram matrices that are held at a time."""
+HELD = 1 << 27
+"""Numbers of different tensors that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class View:
         rows = unfold(x, *(part or None for part in self.window)) if self.window else x.reshape(-1, self.inputs)
         if len(rows) > most:
             rows = rows[np.random.default_rng(seed).choice(len(rows), most, replace=False)]
-        return rows - np.repeat(self.means, self.inputs // len(self.means)) if self.means else rows
+        return rows - np.repeat(np.float32(self.means), self.inputs // len(self.means)) if self.means else rows
 
 
 def better_rounding(
@@ -108,7 +108,8 @@ def better_rounding(
         noise: what each layer alone causes at the outputs, by name.
         progress: told after each layer.
     """
-    layers = [layer for layer in layers_of(graph) if _suits(layer, plan) and _matters(layer, noise)]
+    heard = _heard(noise)
+    layers = [layer for layer in layers_of(graph) if layer.node.name in heard and _suits(layer, plan)]
     readers: dict[View, list[Layer]] = {}
     for layer in layers:
         readers.setdefault(View.of(layer, plan.tensors[layer.data.name]), []).append(layer)
@@ -116,9 +117,10 @@ def better_rounding(
     found: dict[str, str] = {}
     done = 0
     for views in _groups(list(readers)):
-        for view, (fitted, others) in _grams(graph, views, plan, some).items():
+        for view, (fitted, others) in _rows(graph, views, plan, some).items():
+            grams = Gram.of(fitted).total, Gram.of(others).total
             for layer in readers[view]:
-                text = _rounded(layer, plan.recipe.weight, fitted.total, others.total)
+                text = _rounded(layer, plan.recipe.weight, *grams)
                 found |= {layer.node.name: text} if text else {}
                 done += 1
                 progress("rounding", done, len(layers))
@@ -135,15 +137,18 @@ def _suits(layer: Layer, plan: Plan) -> bool:
     return plain and symmetric and _matrix(layer, weight(node.inputs[1])).shape[1] <= MOST_INPUTS
 
 
-def _matters(layer: Layer, noise: Mapping[str, float]) -> bool:
-    return noise.get(layer.node.name, 0.0) >= LEAST_SHARE * sum(noise.values())
+def _heard(noise: Mapping[str, float]) -> set[str]:
+    """All layers but the quietest."""
+    names = sorted(noise, key=lambda name: noise[name])
+    together = np.cumsum([noise[name] for name in names])
+    return {name for name, sum_ in zip(names, together, strict=True) if sum_ > QUIET * together[-1]}
 
 
 def _groups(views: Sequence[View]) -> Iterator[list[View]]:
-    """Views whose Gram matrices fit into memory together."""
+    """Views whose rows fit into memory together."""
     group: list[View] = []
     for view in views:
-        if group and 16 * sum(other.inputs**2 for other in (*group, view)) > HELD:
+        if group and ROWS * sum(other.inputs for other in (*group, view)) > HELD:
             yield group
             group = []
         group.append(view)
@@ -151,21 +156,21 @@ def _groups(views: Sequence[View]) -> Iterator[list[View]]:
         yield group
 
 
-def _grams(graph: Graph, views: Sequence[View], plan: Plan, data: Data) -> dict[View, tuple[Gram, Gram]]:
-    """What goes together, in most samples and in the others."""
+def _rows(graph: Graph, views: Sequence[View], plan: Plan, data: Data) -> dict[View, tuple[Array, Array]]:
+    """What layers see of most samples and of the others; views of which there is not enough are left out."""
     names = list(dict.fromkeys(view.tensor for view in views))
     given = {tensor.name for tensor in graph.inputs}
     inner = [name for name in names if name not in given]
     session = Session(to_model(graph, extra_outputs=inner).SerializeToString(), folder=graph.folder)
-    found = {view: [Gram(), Gram()] for view in views}
+    found: dict[View, tuple[list[Array], list[Array]]] = {view: ([], []) for view in views}
     for number, feed in enumerate(data.batches(1)):
         seen = {**feed, **(session.run(feed, inner) if inner else {})}
         for view, parts in found.items():
             value = unmasked(seen[view.tensor], mask_of(feed))
             if value.size and np.isfinite(value).all():
                 rows = view.rows(value, plan.tensors[view.tensor], max(1, ROWS // len(data)), number)
-                parts[number % PARTS == PARTS - 1] += Gram.of(rows)
-    return {view: (fitted, others) for view, (fitted, others) in found.items() if fitted.rows and others.rows}
+                parts[number % PARTS == PARTS - 1].append(rows)
+    return {view: (np.concatenate(a), np.concatenate(b)) for view, (a, b) in found.items() if a and b}
 
 
 def _rounded(layer: Layer, settings: Weight, fitted: Array, others: Array) -> str:

@@ -146,7 +146,7 @@ def test_balancing_helps_as_much_as_it_promises(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tool", ["onnxruntime, qdq", "onnxruntime, integer"])
 @pytest.mark.parametrize("pooled", ["", "r1"])
 def test_channels_that_were_equalized_before(pooled: str, tool: str, tmp_path: Path) -> None:
-    weights, factors = healthy(), np.exp(np.random.default_rng(1).normal(0, 2, 8))
+    weights, factors = healthy(), 20 * np.exp(np.random.default_rng(1).normal(0, 1, 8))
     model = chain(tmp_path / "model.onnx", weights, pooled=pooled)
     weights[1], weights[2] = weights[1] * factors.reshape(-1, 1, 1, 1), weights[2] / factors.reshape(1, -1, 1, 1)
     equalized = chain(tmp_path / "equalized.onnx", weights, pooled=pooled)

@@ -43,16 +43,33 @@ def seen(found: Case) -> set[tuple[str, tuple[str, ...]]]:
 
 
 def test_a_float_operator_beside_a_quantized_reader_sees_floats() -> None:
-    found = case("""(float[n,6] x) => (float[n,4] y, float[n,8] r) { WEIGHTS
+    found = case(
+        """(float[n,6] x) => (float[n,4] y, float[n,8] r) { WEIGHTS
         x_q = QuantizeLinear(x, x_scale, x_zero) x_f = DequantizeLinear(x_q, x_scale, x_zero)
         [one] a = MatMul(x_f, v_f) [act] r = Relu(a)
         r_q = QuantizeLinear(r, r_scale, r_zero) r_f = DequantizeLinear(r_q, r_scale, r_zero)
-        [two] y = MatMul(r_f, w_f)
-    }""")
+        [side] k = ReduceMean<axes=[1]>(r) [two] z = MatMul(r_f, w_f) y = Add(z, k)
+    }""",
+        FLOAT.replace(
+            "[two] y = MatMul(r, w)", "[side] k = ReduceMean<axes=[1]>(r) [two] z = MatMul(r, w) y = Add(z, k)"
+        ),
+    )
     assert seen(found) == {("x", ("one",)), ("r", ("two",))}, "the output r is what Relu returned"
     assert [suspect.node.name for suspect in found.suspects.values()] == ["one", "two"]
     assert found.suspects["one"].weight == ["one: weight"]
     assert found.suspects["one"].activation == ["one: input"]
+
+
+def test_an_output_that_is_made_in_floats_is_not_rounded() -> None:
+    found = case(
+        """(float[n,6] x) => (float[n,8] y, float[n,8] r) { WEIGHTS
+        x_q = QuantizeLinear(x, x_scale, x_zero) x_f = DequantizeLinear(x_q, x_scale, x_zero)
+        [one] a = MatMul(x_f, v_f) [act] r = Relu(a)
+        r_q = QuantizeLinear(r, r_scale, r_zero) r_f = DequantizeLinear(r_q, r_scale, r_zero) [two] y = LeakyRelu(r_f)
+    }""",
+        FLOAT.replace("y = MatMul(r, w)", "y = LeakyRelu(r)").replace("float[n,4] y", "float[n,8] y"),
+    )
+    assert seen(found) == {("x", ("one",)), ("r", ("two",))}
 
 
 def test_an_output_that_is_made_in_integers_is_rounded() -> None:

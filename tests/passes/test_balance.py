@@ -11,13 +11,14 @@ import pytest
 from onnxq.channels import spaces
 from onnxq.graph import Graph, to_model, weight
 from onnxq.passes.balance import Balance
-from onnxq.pipeline import Outcome
+from onnxq.pipeline import Close, Outcome
 from onnxq.plan import BalancePlan, Plan
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 from tests.onnx_text import Array, apply, assert_same, changes, execute, floats, lines, listing, normal, read, serialize
 
-RTOL = Balance.promise.rtol  # type: ignore[attr-defined]
+RTOL = 1e-4
+"""The promise of the pass."""
 
 
 def factors(count: int, seed: int = 0) -> list[float]:
@@ -100,6 +101,10 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
         1,
     ),
 }
+
+
+def test_promise() -> None:
+    assert Balance().promise == Close(RTOL)
 
 
 @pytest.mark.parametrize("case", CASES)

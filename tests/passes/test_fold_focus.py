@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -29,16 +27,17 @@ INDICES = {
 CONV = "Conv<pads=[1,1,1,1]>(f, w, b)"
 
 
-def corner(row: str, column: str, name: str, end: str = "end", step: str = "two") -> str:
+def corner(place: tuple[str, str], name: str, *, end: str = "end", step: str = "two") -> str:
+    row, column = place
     return f"{name}0 = Slice(x, {row}, {end}, rows, {step}) {name} = Slice({name}0, {column}, end, columns, two) "
 
 
-CORNERS = list(itertools.product(("begin", "second"), repeat=2))
+CORNERS = [(row, column) for row in ("begin", "second") for column in ("begin", "second")]
 YOLOX = [CORNERS[i] for i in (0, 2, 1, 3)]
 
 
 def model(conv: str = CONV, order: list[tuple[str, str]] = YOLOX, parts: str = "", outputs: str = "") -> Graph:
-    cut = parts or "".join(corner(*place, name=f"p{i}") for i, place in enumerate(order))
+    cut = parts or "".join(corner(place, f"p{i}") for i, place in enumerate(order))
     body = f"{cut} [apart] f = Concat<axis=1>(p0, p1, p2, p3) [conv] y = {conv}"
     text = f"(float[n,3,8,10] x) => (float[n,a,b,c] y{outputs}) {{ {body} }}"
     return read(text, W | INDICES)
@@ -103,16 +102,16 @@ def test_leaves_parts_alone_that_others_read() -> None:
 
 
 def test_leaves_a_kernel_alone_that_is_fed() -> None:
-    cut = "".join(corner(*place, name=f"p{i}") for i, place in enumerate(YOLOX))
+    cut = "".join(corner(place, f"p{i}") for i, place in enumerate(YOLOX))
     body = f"{cut} [apart] f = Concat<axis=1>(p0, p1, p2, p3) [conv] y = Conv(f, v)"
     before = read(f"(float[n,3,8,10] x, float[5,12,3,3] v) => (float[n,a,b,c] y) {{ {body} }}", INDICES)
     assert refusal(apply(FoldFocus(), before), "apart") == "The weight of 'conv' is no constant of four axes."
 
 
 NOTHING: dict[str, str] = {
-    "a corner twice": "".join(corner("begin", "begin", f"p{i}") for i in range(4)),
-    "other steps": "".join(corner(*place, name=f"p{i}", step="three") for i, place in enumerate(YOLOX)),
-    "cropped": "".join(corner(*place, name=f"p{i}", end="short") for i, place in enumerate(YOLOX)),
+    "a corner twice": "".join(corner(("begin", "begin"), f"p{i}") for i in range(4)),
+    "other steps": "".join(corner(place, f"p{i}", step="three") for i, place in enumerate(YOLOX)),
+    "cropped": "".join(corner(place, f"p{i}", end="short") for i, place in enumerate(YOLOX)),
     "whole rows": "".join(f"p{i} = Slice(x, {row}, end, columns, two) " for i, (row, _) in enumerate(YOLOX)),
 }
 
@@ -125,9 +124,7 @@ def test_leaves_other_parts_alone(parts: str) -> None:
 
 
 def test_leaves_parts_of_two_pictures_alone() -> None:
-    cut = "".join(corner(*place, name=f"p{i}") for i, place in enumerate(YOLOX)).replace(
-        "p3 = Slice(p30", "p3 = Slice(z0"
-    )
+    cut = "".join(corner(place, f"p{i}") for i, place in enumerate(YOLOX)).replace("p3 = Slice(p30", "p3 = Slice(z0")
     body = f"z0 = Slice(z, second, end, rows, two) {cut} f = Concat<axis=1>(p0, p1, p2, p3) y = {CONV}"
     before = read(f"(float[n,3,8,10] x, float[n,3,8,10] z) => (float[n,a,b,c] y) {{ {body} }}", W | INDICES)
     after = apply(FoldFocus(), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from onnxq.graph import Graph
 from onnxq.passes.fuse_activations import FuseActivations
 from tests.onnx_text import apply, assert_same, changes, lines, listing, read, refusal
 
-NUMBERS = {
+NUMBERS: dict[str, Any] = {
     "half": np.float32(0.5),
     "one": np.float32(1),
     "three": np.float32(3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from onnxq.passes.fuse_norms import FuseNorms
 from onnxq.runtime import Session
 from tests.onnx_text import apply, assert_same, changes, floats, listing, normal, ops, read, refusal, serialize
 
-WEIGHTS = {
+WEIGHTS: dict[str, Any] = {
     "g": floats(16),
     "b": floats(16, seed=4),
     "one": np.float32(1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,13 @@ from onnxq.passes.sum_residuals import SumResiduals
 from onnxq.runtime import Session
 from tests.onnx_text import apply, assert_same, changes, floats, listing, normal, ops, read, refusal, serialize
 
-WEIGHTS = {"g": floats(16), "s": floats(16), "two": np.float32(2), "eps": np.float32(1e-5), "row": floats(16)}
+WEIGHTS: dict[str, Any] = {
+    "g": floats(16),
+    "s": floats(16),
+    "two": np.float32(2),
+    "eps": np.float32(1e-5),
+    "row": floats(16),
+}
 SPELLED = """
     m = ReduceMean<axes=[-1]>(a) d = Sub(a, m) p = Pow(d, two) v = ReduceMean<axes=[-1]>(p) e = Add(v, eps)
     r = Sqrt(e) q = Div(d, r) h = Mul(q, g) y = Add(h, s)

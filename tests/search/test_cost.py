@@ -227,9 +227,9 @@ def test_float_needs_no_plan_and_takes_none(graph: Graph, plans: dict[str, Plan]
 
 def test_a_form_that_leaves_a_layer_as_it_is_is_absent(graph: Graph, plans: dict[str, Plan]) -> None:
     plan = plans["static"]
-    nodes = {**plan.nodes, "two": plan.nodes["two"].model_copy(update={"treatment": Treatment.FLOAT})}
+    nodes = {**plan.nodes, "three": plan.nodes["three"].model_copy(update={"treatment": Treatment.FLOAT})}
     costs = measure(graph, {"static": plan.model_copy(update={"nodes": nodes})}, LAYERS, Fake())
-    assert {name for name, forms in costs.layers.items() if "static" in forms} == {"one", "three"}
+    assert {name for name, forms in costs.layers.items() if "static" in forms} == {"one", "two"}
 
 
 def test_the_graph_is_not_touched(graph: Graph, plans: dict[str, Plan]) -> None:

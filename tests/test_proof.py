@@ -1,0 +1,50 @@
+"""Errors of inner tensors, beside a graph whose channels were balanced."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxq.calibration.data import Data, open_data
+from onnxq.channels import divided, spaces
+from onnxq.graph import Graph
+from onnxq.passes import BALANCE
+from onnxq.pipeline import Context, run
+from onnxq.plan import BalancePlan, Plan
+from onnxq.proof import layer_errors
+from onnxq.recipe import Recipe
+from onnxq.targets import CPU
+from tests.onnx_text import EVERYTHING, floats, read
+
+FACTORS = [0.1, 10.0, 3.0, 0.5]
+PICTURE = "(float[n,4,5,5] x) => (float[n,3,5,5] y) { a = Conv(x, w1) r = Relu(a) y = Conv(r, w2) }"
+POOLED = "(float[n,4,5,5] x) => (float[n,3] y) { a = Conv(x, w1) g = GlobalAveragePool(a) f = Flatten(g) y = Gemm(f, v) }"
+ROWS = "(float[n,4,4] x) => (float[n,4,3] y) { a = MatMul(x, w1) r = Relu(a) y = MatMul(r, v) }"
+CONVS = {"w1": floats(4, 4, 1, 1), "w2": floats(3, 4, 1, 1), "v": floats(4, 3)}
+CASES = {
+    "pictures": (PICTURE, CONVS),
+    "pooled pictures": (POOLED, CONVS),
+    "as many rows as channels": (ROWS, {"w1": floats(4, 4), "v": floats(4, 3)}),
+}
+
+
+def data(graph: Graph) -> Data:
+    (tensor,) = graph.inputs
+    shape = [size if isinstance(size, int) else 4 for size in tensor.shape or ()]
+    return open_data({tensor.name: floats(*shape)}, graph.interface().inputs)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_factors_are_taken_out_before_tensors_are_compared(case: str) -> None:
+    graph = read(*CASES[case])
+    (space,) = spaces(graph)
+    balance = {space.name: BalancePlan(factors=FACTORS, multiplies=False, reason="")}
+    context = Context(CPU, Plan(recipe=Recipe(), nodes={}, balance=balance))
+    candidate = run(BALANCE, graph, context, EVERYTHING).graph
+    inner = set(space.tensors)
+    raw = {error.tensor: error.sqnr_db for error in layer_errors(graph, candidate, data(graph))}
+    found = {
+        error.tensor: error.sqnr_db for error in layer_errors(graph, candidate, data(graph), divided(graph, balance))
+    }
+    assert found.keys() == raw.keys() == inner | {"y"}
+    assert all((raw[name] or 0) < 20 for name in inner)
+    assert all(db is None or db > 100 for db in found.values()), "None: not a bit of difference"
