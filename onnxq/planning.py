@@ -32,7 +32,7 @@ from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
 from onnxq.search.mix import Table, mixtures
 from onnxq.search.reach import best_ranges
 from onnxq.search.rewrites import worth_it
-from onnxq.search.rounding import better_rounding
+from onnxq.search.rounding import GLANCE, better_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
 from onnxq.search.stopwatch import Stopwatch
 from onnxq.spec import has_qdq
@@ -47,13 +47,6 @@ WELL_KNOWN = 512
 
 CLEARLY_LESS = 0.9
 """Something replaces an earlier choice where it leaves less than this share of its noise (half a decibel)."""
-
-
-LESS = 0.95
-"""Weights are rounded better where that leaves less than this share of the noise (a fifth of a decibel)."""
-
-GLANCE = 2
-"""Samples that tell which layers make next to no noise."""
 
 
 def plan_model(
@@ -230,7 +223,7 @@ def choose_rounding(study: Study, plain: Plan) -> Plan:
 
     study.rounding = study.recall("rounding", plain.to_json(), search)
     plan = study.plan(plain.recipe.activation.range)
-    if study.rounding and measure(plan) < LESS * measure(plain):
+    if study.rounding and measure(plan) < CLEARLY_LESS * measure(plain):
         return plan
     study.rounding = {}
     return plain

@@ -17,7 +17,9 @@ from tests.onnx_text import EVERYTHING, floats, read
 
 FACTORS = [0.1, 10.0, 3.0, 0.5]
 PICTURE = "(float[n,4,5,5] x) => (float[n,3,5,5] y) { a = Conv(x, w1) r = Relu(a) y = Conv(r, w2) }"
-POOLED = "(float[n,4,5,5] x) => (float[n,3] y) { a = Conv(x, w1) g = GlobalAveragePool(a) f = Flatten(g) y = Gemm(f, v) }"
+POOLED = (
+    "(float[n,4,5,5] x) => (float[n,3] y) { a = Conv(x, w1) g = GlobalAveragePool(a) f = Flatten(g) y = Gemm(f, v) }"
+)
 ROWS = "(float[n,4,4] x) => (float[n,4,3] y) { a = MatMul(x, w1) r = Relu(a) y = MatMul(r, v) }"
 CONVS = {"w1": floats(4, 4, 1, 1), "w2": floats(3, 4, 1, 1), "v": floats(4, 3)}
 CASES = {

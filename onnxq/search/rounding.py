@@ -1,8 +1,8 @@
 """Weights rounded so that the errors of a layer's inputs cancel at its output, searched layer by layer.
 
 Rounded to nearest, every weight errs by itself. But inputs rise and fall together, so a weight that was rounded up can
-make up for one that was rounded down: GPTQ, then coordinate descent. What goes together is known from few samples; other
-samples tell how much of that to believe (`numerics/rounding/shrinkage.py`), and whether the error falls there too.
+make up for one that was rounded down: GPTQ, then coordinate descent. What goes together is known from few samples;
+others tell how much of that to believe (`numerics/rounding/shrinkage.py`), and whether the error falls there too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ PARTS = 4
 """One in so many samples is not fitted, but tells whether the others can be believed."""
 
 QUIET = 0.02
-"""The quietest layers are rounded to nearest, which together cause this share of the noise: they would fill the plan."""
+"""The quietest layers, which together cause this share of the noise, are rounded to nearest: plans stay smaller."""
+
+GLANCE = 2
+"""Samples that tell which layers these are."""
 
 CLEARLY_LESS = 0.9
 """The error has to fall to this share."""
@@ -82,16 +85,18 @@ class View:
         attributes, inputs = layer.node.attrs, _matrix(layer, weight(layer.node.inputs[1])).shape[1]
         options = (tuple(attributes.get(key, ())) for key in ("strides", "pads", "dilations"))
         window = () if layer.linear else (tuple(layer.weight.shape or ())[2:], *options)
-        return cls(layer.data.name, inputs, window, () if means is None else tuple(means))  # type: ignore[arg-type]
+        return cls(layer.data.name, inputs, window, () if means is None else tuple(means))
 
     def rows(self, x: Array, plan: TensorPlan, most: int, seed: int) -> Array:
-        """What the integer layer reads, less the means: (rows, inputs), some of them where there are more than `most`."""
+        """What the integer layer reads, less the means: (rows, inputs), `most` of them at most."""
         grid = grid_of(plan)
         x = fake_quantize(x, grid.scale, grid.zero_point, grid.format)
-        rows = unfold(x, *(part or None for part in self.window)) if self.window else x.reshape(-1, self.inputs)
+        options = [part or None for part in self.window[1:]]
+        rows = x.reshape(-1, self.inputs) if not self.window else unfold(x, self.window[0], *options)
         if len(rows) > most:
             rows = rows[np.random.default_rng(seed).choice(len(rows), most, replace=False)]
-        return rows - np.repeat(np.float32(self.means), self.inputs // len(self.means)) if self.means else rows
+        means = np.asarray(self.means or (0,), np.float32)
+        return np.asarray(rows - np.repeat(means, self.inputs // len(means)))
 
 
 def better_rounding(
