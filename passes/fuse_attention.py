@@ -169,14 +169,11 @@ def heads(match: Match, work: Work, name: str) -> int:
 
 
 def heads_known(match: Match, graph: Graph, work: Work) -> str | None:
-    """The number of heads is known; those of k and v serve one query each, or several that they are repeated for."""
+    """The number of heads is known, and each of k and of v serves one query or as many as the others."""
     q, k, v = (heads(match, work, name) for name in "qkv")
     if not q * k * v:
         return "The number of its heads is not known."
-    repeated = {f"{name}_once" in match.tensors for name in "kv"}
-    if k != v or q % k or (k not in (1, q) and repeated != {True}):
-        return f"{q} heads of queries meet {k} of keys and {v} of values."
-    return None
+    return None if k == v and q % k == 0 else f"{q} heads of queries meet {k} of keys and {v} of values."
 
 
 def repeats(match: Match, graph: Graph, work: Work) -> str | None:

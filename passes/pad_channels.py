@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Graph, Node, Tensor, is_constant, weight
+from onnxq.graph import Graph, Node, is_constant, weight
 from onnxq.pipeline import Context, Exact, Promise
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
@@ -22,7 +22,7 @@ LEAST_OUTPUTS = 16
 
 @dataclass(frozen=True)
 class PadChannels:
-    """Give an integer convolution over 3 channels a fourth one that holds zeros.
+    """Give an integer convolution over 3 channels a fourth one, whose weights are zeros.
 
         QLinearConv(x, w) => QLinearConv(Pad(x), w'),  w' = 0 for the new channels
 
@@ -44,7 +44,9 @@ class PadChannels:
             obstacle = _obstacle(graph, node)
             if obstacle is None:
                 _pad(graph, node, missing)
-                yield Change(node.name, node.op, "Pad", f"Reads {missing} more channels of zeros: fours are faster.")
+                yield Change(
+                    node.name, node.op, "Pad", f"Reads {missing} more channels, with weights of 0: fours are faster."
+                )
             else:
                 yield Change(node.name, node.op, "", obstacle)
 
@@ -61,26 +63,19 @@ def _obstacle(graph: Graph, node: Node) -> str | None:
     outputs = int((node.inputs[3].shape or (0,))[0])  # type: ignore[arg-type]
     if outputs % FOUR or outputs < LEAST_OUTPUTS:
         return f"With {outputs} output channels there is no fast kernel for it."
-    if not all(is_constant(node.inputs[index]) for index in (2, 3, 5)):
-        return "Its weight or a zero point is no constant."
-    if weight(node.inputs[2]).size != 1 or np.unique(weight(node.inputs[5])).size != 1:
-        return "Its zero points differ from channel to channel."
+    if not is_constant(node.inputs[3]) or not is_constant(node.inputs[5]):
+        return "Its weight or its zero point is no constant."
+    if np.unique(weight(node.inputs[5])).size != 1:
+        return "The zero points of its weight differ from channel to channel."
     return None if graph.opset >= 11 else f"Before opset 11, Pad takes no integers; the model has {graph.opset}."
 
 
 def _pad(graph: Graph, node: Node, missing: int) -> None:
-    data, zero_point, kernel = node.inputs[0], node.inputs[2], node.inputs[3]
+    data, kernel = node.inputs[0], node.inputs[3]
     values = weight(kernel)
     zeros = np.full((values.shape[0], missing, *values.shape[2:]), weight(node.inputs[5]).reshape(-1)[0], values.dtype)
     pads = graph.constant(f"{node.name}_pads", np.asarray([0, 0, 0, 0, 0, missing, 0, 0]))
     padded = graph.variable(f"{data.name}_padded", data.dtype)
-    graph.add("Pad", [data, pads, _scalar(graph, zero_point)], [padded], name=f"{node.name}_pad")
+    graph.add("Pad", [data, pads], [padded], name=f"{node.name}_pad")  # with anything: the weights there are zeros
     node.inputs[0] = padded
     node.inputs[3] = graph.constant(f"{kernel.name}_padded", np.concatenate([values, zeros], axis=1))
-
-
-def _scalar(graph: Graph, zero_point: Tensor) -> Tensor:
-    """The value to pad with, which has no axis."""
-    if not zero_point.shape:
-        return zero_point
-    return graph.constant(f"{zero_point.name}_scalar", weight(zero_point).reshape(()))

@@ -37,7 +37,7 @@ class SettleShapes:
         sizes = read_sizes(graph)
         for node in [n for n in graph.nodes if n.op == "Reshape" and not n.domain]:
             source, target = _source(node.inputs[0]), sizes.of(node.outputs[0])
-            if target is None or is_constant(source):
+            if target is None:
                 continue
             if target == sizes.of(source) and _removable(graph, node, source):
                 replace_output(graph, node, source)

@@ -93,6 +93,11 @@ def test_sizes(case: str) -> None:
     ]
 
 
+def test_a_zero_that_is_meant_keeps_no_axis() -> None:
+    graph = model("z = Concat<axis=0>(zero, five) y = Reshape<allowzero=1>(x, z)", 2)
+    assert read_sizes(graph).of(graph.outputs[0]) == ["a", 5], "the declared name, not that of the axis of x"
+
+
 def test_works_without_what_the_runtime_infers() -> None:
     body = "m = MatMul(x, w) s = Shape(m) b = Slice(s, zero, two) c = Concat<axis=0>(b, five, one) y = Reshape(m, c)"
     graph = model(body, 4)

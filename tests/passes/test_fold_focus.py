@@ -64,6 +64,14 @@ def test_folds_slices_of_two_axes_at_once() -> None:
     assert_same(before, after.graph, rtol=1e-6)
 
 
+def test_rows_that_are_cut_before_stay_cut() -> None:
+    parts = "".join(corner(place, f"p{i}") for i, place in enumerate(YOLOX)).replace("(x,", "(half,")
+    before = model(parts=f"half = Slice(x, second, end, rows, two) {parts}")
+    after = apply(FoldFocus(), before)
+    assert ops(after.graph) == ["Slice", "Conv"]
+    assert_same(before, after.graph, rtol=1e-6)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_folds_space_to_depth(size: int) -> None:
     weights = {"w": floats(5, 2 * size * size, 3, 3), "b": floats(5)}

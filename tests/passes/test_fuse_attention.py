@@ -219,6 +219,12 @@ def test_leaves_heads_alone_whose_number_is_not_known() -> None:
     assert refusal(apply(FuseAttention(), before), "turn") == "The number of its heads is not known."
 
 
+def test_leaves_heads_alone_that_are_not_as_many() -> None:
+    inputs = INPUTS.replace("column,16] v", "column,4] v")
+    before = model(PLAIN.replace("Reshape(v, apart)", "Reshape(v, single)"), inputs)
+    assert refusal(apply(FuseAttention(), before), "turn") == "4 heads of queries meet 4 of keys and 1 of values."
+
+
 def test_leaves_a_result_alone_that_is_turned_otherwise() -> None:
     body = PLAIN.replace("t = Transpose<perm=[0,2,1,3]>(o)", "t = Transpose<perm=[0,2,3,1]>(o)")
     before = model(body.replace("Reshape(t, whole)", "Reshape(t, rows)"), f"{INPUTS}, int64[3] rows")

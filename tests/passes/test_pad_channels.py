@@ -83,4 +83,12 @@ def test_leaves_a_weight_alone_that_is_fed() -> None:
     scales = {"s": np.float32(0.1), "z": np.asarray(3, np.uint8), "v": np.asarray(0, np.int8)}
     body = "[conv] y = QLinearConv(x, s, z, w, s, v, s, z)"
     text = f"(uint8[n,3,7,9] x, int8[16,3,3,3] w) => (uint8[n,a,b,c] y) {{ {body} }}"
-    assert refusal(apply(PadChannels(), read(text, scales)), "conv") == "Its weight or a zero point is no constant."
+    assert refusal(apply(PadChannels(), read(text, scales)), "conv") == "Its weight or its zero point is no constant."
+
+
+def test_leaves_zero_points_alone_that_differ() -> None:
+    before = model(3, 16, several=True)
+    (zero,) = [tensor for tensor in before.weights() if tensor.name == "w_zero"]
+    before.redirect(zero, before.constant("ramp", np.arange(16, dtype=np.int8)))
+    reason = "The zero points of its weight differ from channel to channel."
+    assert refusal(apply(PadChannels(), before), "conv") == reason
