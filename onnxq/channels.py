@@ -126,8 +126,7 @@ class _Roles:
 
     def readers(self, tensor: Tensor) -> list[Layer]:
         """The layers whose data this is."""
-        layers = [self.read[id(node)] for node in tensor.outputs if id(node) in self.read]
-        return [layer for layer in layers if layer.data is tensor]
+        return [self.read[id(node)] for node in tensor.outputs if id(node) in self.read]
 
     def closed(self, tensor: Tensor) -> bool:
         """Whether only layers, and nodes between tensors of the same space, read this tensor."""
@@ -170,10 +169,8 @@ def _row(node: Node) -> Tensor | None:
     constants = [t for t in node.inputs if t.name and is_constant(t)]
     if node.op not in ("Mul", "Add", "Sum") or len(constants) != 1 or len(node.inputs) != 2:
         return None
-    shape = tuple(constants[0].shape or ())
-    width = _shape(node.outputs[0])[-1:]
-    flat = len(shape) > 0 and shape[-1:] == width and set(shape[:-1]) <= {1} and constants[0].dtype == np.float32
-    return constants[0] if flat else None
+    shape = _shape(constants[0])
+    return constants[0] if shape and set(shape[:-1]) <= {1} and constants[0].dtype == np.float32 else None
 
 
 def _axis_made(maker: Layer | Node) -> int:

@@ -123,8 +123,14 @@ REFUSED: dict[str, Callable[[], Graph]] = {
         " y = Gemm(f, w2) }",
         CONVS | {"w2": floats(16, 3)},
     ),
-    "a constant that a Relu reads": lambda: pictures(
-        "c = Conv(x, w1) k = Relu(full) a = Add(c, k) y = Conv(a, w2)", weights={"full": floats(1, 8, 4, 4)}
+    "a constant that a Relu reads": lambda: read(
+        "(float[1,4,6,6] x) => (float[n,c,h,w] y) { c = Conv(x, w1) k = Relu(full) a = Add(c, k) y = Conv(a, w2) }",
+        CONVS | {"full": floats(1, 8, 4, 4)},
+    ),
+    "pooled pictures that are shuffled": lambda: read(
+        "(float[4,4,6,6] x) => (float[n,c,h,w] y)"
+        " { c = Conv(x, w1) g = GlobalAveragePool(c) f = Reshape(g, shape) y = Conv(f, w2) }",
+        CONVS | {"shape": np.array([1, 8, 2, 2])},
     ),
 }
 
@@ -222,6 +228,7 @@ LAYERS: dict[str, tuple[str, Array, int]] = {
     "MatMul": ("MatMul(x, w)", floats(4, 6), 4),
     "Gemm": ("Gemm(x, w)", floats(4, 6), 4),
     "Gemm, transposed": ("Gemm<transB=1>(x, w)", floats(6, 4), 4),
+    "Gemm, square and transposed": ("Gemm<transB=1>(x, w)", floats(4, 4), 4),
     "Conv": ("Conv(x, w)", floats(6, 4, 3, 3), 4),
     "Conv 1d": ("Conv(x, w)", floats(6, 4, 3), 4),
     "Conv 3d": ("Conv(x, w)", floats(6, 4, 2, 2, 2), 4),

@@ -203,7 +203,7 @@ def test_notes_about_the_contract_are_warnings(onnxq: Command, model: Path, cloc
 
 
 def test_what_was_measured_is_remembered(onnxq: Command, model: Path, data: Path, tmp_path: Path, clock: Clock) -> None:
-    places = {"here": ["--cache", tmp_path / "cache"], "usual": [], "nowhere": ["--no-cache"]}
+    places: dict[str, list[object]] = {"here": ["--cache", tmp_path / "cache"], "usual": [], "nowhere": ["--no-cache"]}
     usual = Path(os.environ["ONNXQ_CACHE"])
     for name, words in places.items():
         clock.speedups = [2.0]

@@ -39,7 +39,7 @@ SLOW = "0.5 times the float model's speed, below the 1 that --min-speedup asks f
 
 def optimize(model: Path, data: Any, contract: Contract | None = None, mode: Mode = "auto", **options: Any) -> Result:
     """What becomes of a model under a contract; the rule for ranges is one that needs no search."""
-    asked = {} if contract is None else {"contract": contract}
+    asked: dict[str, Any] = {} if contract is None else {"contract": contract}
     recipe = Recipe(mode=mode, activation=Activation(range="mse"), **asked)
     return onnxq.optimize(model, data=data, recipe=recipe, options=Options(**options))
 
@@ -85,6 +85,7 @@ def test_a_slower_model_is_never_written(model: Path, data: Path, clock: Clock, 
     assert is_float_copy(model) != written
     assert result.output == str(output_of(model))
     assert result.reason == ("" if written else SLOW.replace("0.5", f"{speedup:g}"))
+    assert bool(result.changes) == written, "what was tried on the way is not in the file"
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_every_pass_has_something_to_do() -> None:
     """A promise that is only kept by doing nothing proves nothing."""
     trials = {name: [trial for trial in TRIALS if trial.name == name] for name in PASSES}
     idle = {name for name, found in trials.items() if not any(trial.again(trial.before)[1] for trial in found)}
-    # a float layer with a quantized weight appears where a model brings its own Q/DQ, or where it was spared: test_restore_weights, test_keep_float
+    # these wait for float layers among integers, as other tools leave them: test_restore_weights, test_keep_float
     assert idle <= {"RestoreWeights", "KeepFloat"}
 
 

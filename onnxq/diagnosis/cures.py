@@ -131,6 +131,8 @@ class Clinic:
         more = [switch for name in names for switch in self._balanced_input(name, factors, label)]
         more += [balanced_weight(reader, factors, label) for reader in readers]
         makers = {id(maker.node) for maker in space.makers if isinstance(maker, Layer)} if space else set()
+        if makers & {id(reader.layer.node) for reader in readers}:
+            return
         more += [
             divided_weight(s.pair, factors, label)
             for s in self.case.suspects.values()
@@ -161,7 +163,7 @@ class Clinic:
             for s in reads
             if s.readers == (node.name,) and s.tensor in self.makers
         ]
-        behind = {name for s in reads if s.readers != (node.name,) for name in self._readers(s)}
+        behind = {name for s in reads if s.readers != (node.name,) for name in nodes_behind(s)}
         groups += [{node.name, *behind}] if behind else []
         yield from (self.in_float(group) for group in groups)
 
@@ -172,9 +174,6 @@ class Clinic:
         listed = " and ".join(f"'{name}'" for name in names)
         return Trial("keep float", f"Keep {listed} in float.", off=off, nodes=tuple(names))
 
-    def _readers(self, switch: Switch) -> set[str]:
-        return set(switch.readers) or {node.name for node in self.tensors[switch.tensor].outputs}
-
     def _stays(self, switch: Switch, floats: set[str]) -> bool:
         """Whether something is still quantized while these operators are float."""
         if switch.values is not None:
@@ -182,7 +181,12 @@ class Clinic:
                 switch.name in self.case.suspects[name].weight for name in floats & self.case.suspects.keys()
             )
         maker = None if switch.dynamic else self.makers.get(switch.tensor)
-        return bool(self._readers(switch) - floats) or (maker is not None and maker.name not in floats)
+        return bool(nodes_behind(switch) - floats) or (maker is not None and maker.name not in floats)
+
+
+def nodes_behind(switch: Switch) -> set[str]:
+    """Nodes that read a tensor on its grid; a model's output that does is none."""
+    return set(switch.readers) - {switch.tensor}
 
 
 def integer_makers(case: Case) -> dict[str, Node]:
@@ -190,7 +194,7 @@ def integer_makers(case: Case) -> dict[str, Node]:
     found: dict[str, Node] = {}
     known = {node.name: node for node in case.graph.nodes}
     for switch in [s for s in case.switches.values() if s.grid is not None]:
-        for node in (known[name] for name in switch.readers):
+        for node in (known[name] for name in nodes_behind(switch)):
             pair = case.suspects[node.name].pair if node.name in case.suspects else None
             if pair is None:
                 found.update((tensor.name, node) for tensor in node.outputs)

@@ -169,14 +169,14 @@ class Work:
         for name, grid in self._past_activations(activation_grids(self.reader, tensors)).items():
             tensor, floats = tensors[name], self._float_readers(name)
             readers = [node for node in dict.fromkeys(tensor.outputs) if node.name not in layers | floats]
-            all_of_them = len(readers) == len(set(tensor.outputs)) and self.graph.kept(tensor) and not floats
-            if not readers and not all_of_them:
+            chosen = [*(node.name for node in readers), *([name] if self.graph.kept(tensor) and not floats else [])]
+            if not chosen:
                 continue
             owner = self.owners[name].node if name in self.owners else next(iter((*tensor.inputs, *readers)))
             axis = 1 if owner.op == "Conv" or len(tensor.shape or ()) >= 4 else -1
             grid = stretched(grid, _inverse(self.scaled.get(name)), axis)
-            chosen = () if all_of_them else tuple(node.name for node in readers)
-            self.suspect(owner).activation.append(self.switch(Switch(f"{name}: between", name, chosen, grid=grid)))
+            switch = Switch(f"{name}: between", name, tuple(chosen), grid=grid)
+            self.suspect(owner).activation.append(self.switch(switch))
 
     def _past_activations(self, grids: Mapping[str, Grid]) -> dict[str, Grid]:
         """Grids of what layers make, taken behind the activation that rounding to them has replaced."""

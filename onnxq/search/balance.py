@@ -158,8 +158,8 @@ def _reach(tensor: Tensor, axis: int, channels: int, statistics: Statistics) -> 
 
 
 def _least(reaches: Mapping[str, Array], limits: Mapping[str, float]) -> Array | None:
-    """The smallest factors with which no value passes a limit that did not pass it before; 1 where one did."""
-    ends = [np.minimum(_floored(reaches[name]) / limit, 1.0) for name, limit in limits.items() if limit < np.inf]
+    """The smallest factors with which no value passes a limit that did not pass it before; 1 where one was cut."""
+    ends = [_floored(reaches[name]) / limit for name, limit in limits.items() if limit < np.inf]
     return np.max(ends, axis=0) if ends else None
 
 

@@ -17,7 +17,7 @@ ERROR, MICROSECONDS, BYTES = range(3)
 WORDS = ("an error of {:.4g}", "{:.6g} microseconds", "{:.0f} bytes")
 
 SECONDS = 10.0
-"""For one run of the solver; `knee` takes up to two of them, `frontier` up to two for each point."""
+"""For one run of the solver; `knee` takes up to two of them, `frontier` one more than points."""
 
 DEPTH = 1e4
 """How far below the error of the fastest choice a frontier is explored: 40 dB."""
@@ -110,14 +110,13 @@ def frontier(
 
     In between, the error allowed falls by equal ratios (the epsilon-constraint method).
     """
-    least = most_accurate(groups, edges, seconds=seconds)
-    fast = knee(groups, edges, tolerance=0.0, seconds=seconds)
+    least, fast = most_accurate(groups, edges, seconds=seconds), fastest(groups, edges, seconds=seconds)
     assert least is not None, "Without limits there is a choice."
     assert fast is not None, "Without limits there is a choice."
-    budgets = [least.error]
+    budgets = [least.error]  # of the most accurate choices, the fastest
     if fast.error > least.error:
         budgets += np.geomspace(fast.error, max(least.error, fast.error / DEPTH), points)[1:-1].tolist()
-    found = [knee(groups, edges, max_error=budget, tolerance=0.0, seconds=seconds) for budget in budgets]
+    found = [fastest(groups, edges, max_error=budget, seconds=seconds) for budget in budgets]
     ranked = sorted((c for c in (fast, least, *found) if c), key=lambda c: (c.microseconds, c.error))
     return [c for i, c in enumerate(ranked) if all(c.error < faster.error for faster in ranked[:i])]
 

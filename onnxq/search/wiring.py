@@ -59,7 +59,8 @@ class Switch:
     Attributes:
         name: a name of its own.
         tensor: the tensor of the float graph that is replaced: an activation or a constant.
-        readers: names of the nodes that read the replacement; empty for all, and for the output of that name.
+        readers: names of the nodes that read the replacement, and the name of the tensor itself for what reads it by
+            that name: the output of the model, or the body of a control flow node; empty for all of them.
         grid: round to this grid.
         dynamic: round to the uint8 grid of the range at run time, as DynamicQuantizeLinear does.
         values: a constant of the same shape: a rounded weight, or a corrected bias.
@@ -85,23 +86,25 @@ class Wiring:
         graph: the graph, edited.
         originals: its tensors before that, as they are made, by name.
         readers: who read them.
+        kept: the nodes that hand tensors on under names that are promised to somebody, by that name.
         read: what a node reads by now in place of a tensor: {(tensor, node): tensor}.
     """
 
     graph: Graph
     originals: dict[str, Tensor]
     readers: dict[str, list[Node]]
+    kept: dict[str, Node]
     read: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, tensors: Collection[str]) -> Wiring:
         """Make names that are promised to somebody the last readers of their tensors."""
-        originals = graph.tensors()
+        originals, kept = graph.tensors(), dict[str, Node]()
         for name in dict.fromkeys(tensors):
             tensor = originals[name]
             if graph.kept(tensor) and tensor.inputs:
-                originals[name] = _behind(graph, tensor)
-        return cls(graph, originals, {name: list(tensor.outputs) for name, tensor in originals.items()})
+                originals[name], kept[name] = _behind(graph, tensor)
+        return cls(graph, originals, {name: list(tensor.outputs) for name, tensor in originals.items()}, kept)
 
     def insert(self, switch: Switch) -> Variable:
         """Build one switch in; returns its flag."""
@@ -109,7 +112,8 @@ class Wiring:
         flag = self.graph.variable(f"{switch.name}_on", np.dtype(np.bool_), ())
         by_source: dict[str, tuple[Tensor, list[Node]]] = {}
         for node in dict.fromkeys(self.readers[name]):
-            if not switch.readers or node.name in switch.readers:
+            own = name if node is self.kept.get(name) else node.name
+            if not switch.readers or own in switch.readers:
                 source = self.read.get((name, node.name), self.originals[name])
                 by_source.setdefault(source.name, (source, []))[1].append(node)
         for source, nodes in by_source.values():
@@ -180,13 +184,12 @@ def _along(grid: Grid, values: Array, rank: int) -> Array:
     return values.reshape(-1, *[1] * behind)
 
 
-def _behind(graph: Graph, tensor: Tensor) -> Variable:
+def _behind(graph: Graph, tensor: Tensor) -> tuple[Variable, Node]:
     """Let a tensor be made under another name, and its own name be one of the readers."""
     inner, maker = graph.variable(f"{tensor.name}_made", tensor.dtype, tensor.shape), tensor.inputs[0]
     maker.outputs[next(place for place, made in enumerate(maker.outputs) if made is tensor)] = inner
     graph.redirect(tensor, inner)
-    graph.add("Identity", [inner], [tensor], name=f"{tensor.name}_kept")
-    return inner
+    return inner, graph.add("Identity", [inner], [tensor], name=f"{tensor.name}_kept")
 
 
 def wire(graph: Graph, switches: Sequence[Switch], watched: Collection[str] = ()) -> tuple[Wiring, dict[str, str]]:

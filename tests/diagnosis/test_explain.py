@@ -60,6 +60,9 @@ def test_a_loud_channel_of_an_activation_is_found(tool: str, tmp_path: Path) -> 
     assert worst.input_outlier.times > 100
     assert "Channel 5 of 'x' reaches" in worst.sentence
     assert "of it by its input" in worst.sentence
+    assert "balance" not in kinds(worst), "nothing before it can take the factors"
+    if worst.treatment == "static":
+        assert 3 < the("16 bits", worst).gain_db < 60
     assert the("keep float", worst).nodes == ["conv0"]
     assert the("keep float", worst).gain_db > 20
     assert not any(finding.rescaled for finding in found.findings)

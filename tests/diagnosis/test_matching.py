@@ -70,6 +70,32 @@ def test_weights_that_are_nothing_alike_are_lost() -> None:
     assert lost == [strange, convolution]
 
 
+def test_shared_names_say_nothing() -> None:
+    graph = read(
+        "(float[n,16] x) => (float[n,16] y) { [a] p = MatMul(x, u) [b] y = MatMul(p, u) }", {"u": WEIGHTS["u"]}
+    )
+    second, first = stored(WEIGHTS["u"], "b", "u_quantized"), stored(WEIGHTS["u"] * 2, "u_quantized")
+    pairs, lost = pair_up(graph, [second, first])
+    assert [pair.stored for pair in pairs] == [first, second]
+    pairs, lost = pair_up(graph, [stored(WEIGHTS["u"], "u_quantized", "b")])
+    assert [pair.layer.node.name for pair in pairs] == ["b"], "not the layer that comes first"
+    assert lost == []
+
+
+def test_three_of_a_kind_take_three_places() -> None:
+    graph = read(LAYERS.replace("Gemm<transB=1>", "MatMul"), dict.fromkeys("uvw", WEIGHTS["u"]))
+    three = [stored(WEIGHTS["u"], "nothing") for _ in range(4)]
+    pairs, lost = pair_up(graph, three)
+    assert [pair.stored for pair in pairs] == three[:3]
+    assert lost == three[3:]
+
+
+def test_a_kernel_is_no_matrix() -> None:
+    graph = read("(float[n,3,4,4] x) => (float[n,2,4,4] y) { [a] y = Conv(x, k) }", {"k": floats(2, 3, 1, 1)})
+    pairs, lost = pair_up(graph, [stored(floats(2, 3, 1, 1), "a")])
+    assert (pairs, len(lost)) == ([], 1)
+
+
 def test_no_layer_is_taken_twice() -> None:
     graph = read(LAYERS, WEIGHTS)
     one, other = stored(WEIGHTS["u"], "a"), stored(WEIGHTS["u"], "a")

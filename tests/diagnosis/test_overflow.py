@@ -48,6 +48,26 @@ def test_padding_dilation_strides_and_groups() -> None:
     assert overflow_share(convolution(weight, ', group=2, auto_pad="SAME_UPPER"'), x) is None
 
 
+def test_each_group_reads_its_own_channels() -> None:
+    x = np.zeros((1, 4, 4, 4), np.float32)
+    x[:, :2] = 255
+    weight = np.zeros((2, 2, 1, 1))
+    weight[0] = 100
+    assert overflow_share(convolution(weight, ", group=2"), x) == 0.5
+    assert overflow_share(convolution(weight[::-1], ", group=2"), x) == 0.0
+
+
+def test_channels_of_one_place_and_then_of_the_next() -> None:
+    x = np.zeros((1, 2, 4, 4), np.float32)
+    x[0, 0], x[0, 1] = 255, 0
+    weight = np.zeros((1, 2, 1, 2))
+    weight[0, 0] = 100  # the loud channel alone, at two places: neighbours if places came first
+    assert overflow_share(convolution(weight), x) == 0.0
+    x[0, 1] = 255
+    weight[0, 1, 0, 1] = 100
+    assert overflow_share(convolution(weight), x) == 1.0
+
+
 def test_products_and_grids() -> None:
     weight = np.array([[100, 1], [100, 1], [0, 1]])
     graph = read("(float[n,3] x) => (float[n,2] y) { y = MatMul(x, w) }", {"w": weight.astype(np.float32)})

@@ -80,7 +80,8 @@ def test_an_output_that_is_made_in_integers_is_rounded() -> None:
         [two] y_before = MatMul(r, w_f)
         y_quantized = QuantizeLinear(y_before, y_scale, y_zero) y = DequantizeLinear(y_quantized, y_scale, y_zero)
     }""")
-    assert seen(found) == {("x", ("one",)), ("r", ("two",)), ("y", ())}
+    assert seen(found) == {("x", ("one",)), ("r", ("two",)), ("r", ("r",)), ("y", ("y",))}
+    assert found.suspects["one"].activation == ["one: input", "r: between"]
     assert found.suspects["two"].activation == ["two: input", "y: between"]
 
 

@@ -92,6 +92,30 @@ def test_channels_that_rounding_erased_keep_the_factor_1() -> None:
     assert factors.output[5] == 1.0
 
 
+def test_what_one_wide_channel_erased_proves_nothing() -> None:
+    exact = normal(8, 8, 3, 3) / 4
+    exact[0] *= 500
+    changed = rounded(exact, None)
+    assert not changed[1:].any()
+    assert find_factors(exact, changed) is None
+    erased = normal(24, 16)
+    erased[5:] = 0
+    assert find_factors(normal(24, 16), erased) is None, "what is left is untouched"
+
+
+def test_coarse_rounding_is_not_taken_for_factors() -> None:
+    exact = normal(6, 40)
+    assert find_factors(exact, np.round(exact / 2.5) * 2.5) is None
+
+
+def test_one_side_is_preferred_unless_both_explain_far_more() -> None:
+    exact, outputs, inputs = normal(20, 16), some(20, 3), 1 + 0.05 * normal(16, seed=4)
+    factors = found(exact, exact * outputs[:, None] * inputs)
+    np.testing.assert_allclose(factors.input / factors.input[0], inputs / inputs[0], rtol=1e-6)
+    noisy = exact * outputs[:, None] * (1 + 0.02 * normal(20, 16, seed=5))
+    np.testing.assert_array_equal(found(exact, noisy).input, np.ones(16))
+
+
 @pytest.mark.parametrize("shape", [(32, 1, 1, 1), (1, 32)])
 def test_a_number_for_each_factor_proves_nothing(shape: tuple[int, ...]) -> None:
     exact = normal(*shape)

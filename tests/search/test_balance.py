@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxq.calibration.collect import Statistics, collect
+from onnxq.calibration.collect import Seen, Statistics, collect
 from onnxq.calibration.data import Data, open_data
 from onnxq.channels import layers_of
 from onnxq.decision import decide
@@ -196,6 +196,8 @@ def test_only_where_all_readers_are_static() -> None:
     assert (site.name, site.multiplies, [layer.node.name for layer in site.readers]) == ("t", True, ["one"])
     assert sites(graph, seen, {"one"}, {"t"}) == [], "a Mul behind an integer operator is a detour"
     assert sites(graph, {}, {"one", "two"}, set()) == []
+    varied = seen | {"t": seen["t"] + Seen.of(floats(3, 5, 7))}
+    assert sites(graph, varied, {"one", "two"}, set()) == [], "the number of channels varied"
 
 
 def test_unseen_and_dead_channels() -> None:
@@ -221,6 +223,27 @@ def test_a_depthwise_reader_makes_all_channels_alike() -> None:
     (site,) = found(read(text, weights | {"w1": floats(16, 8, 1, 1) * spread(16, 3).reshape(-1, 1, 1, 1)}))
     (factors,) = site.candidates
     np.testing.assert_allclose(site.reach / factors, (site.reach / factors)[0], rtol=1e-5)
+
+
+def test_a_transposed_weight_is_weighed_by_its_inputs() -> None:
+    values = floats(6, 8)
+    text = "(float[n,4] x) => (float[n,6] y) { [one] c = Gemm(x, w1) [two] y = Gemm<transB=1>(c, w2) }"
+    (site,) = [site for site in found(read(text, {"w1": floats(4, 8), "w2": values})) if site.name == "c"]
+    first = site.reach**0.4 / np.abs(values).max(0) ** 0.6
+    np.testing.assert_allclose(site.candidates[0], first / np.exp(np.log(first).mean()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", CURED)
+def test_the_best_candidate_is_chosen(case: str) -> None:
+    graph = CURED[case]()
+    (site,) = found(graph)
+    noises = [
+        noise(balanced(graph, {site.name: BalancePlan(factors=factors.tolist(), multiplies=False, reason="")}))
+        for factors in site.candidates
+    ]
+    after = noise(balanced(graph, chosen(graph)))
+    assert max(noises) > 1.5 * after
+    assert after < 1.1 * min(noises)
 
 
 @pytest.mark.parametrize("group", [1, 2])

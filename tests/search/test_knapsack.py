@@ -71,12 +71,25 @@ def test_a_far_worse_option_does_not_hide_small_gains(unit: float) -> None:
     assert wide.totals(picks)[0] == 5.0 * unit
 
 
-def test_gains_of_a_ten_millionth_are_seen() -> None:
-    amounts = TRAP.amounts.copy()
-    amounts[0, 4] = 6.0 - 1e-7
-    picks, _ = solve(Knapsack(amounts, TRAP.starts, TRAP.pairs, TRAP.costs), 0, np.array([np.inf, 9.0]), 3.0)
+def test_gains_of_a_hundred_millionth_are_seen() -> None:
+    """Things that are worth what they weigh, nearly: 2**14 ways to fill a knapsack, most of them about as good."""
+    rng = np.random.default_rng(3)
+    weights = rng.integers(1000, 2000, 14).astype(np.float64)
+    worth, limit = weights * (1 + 1e-6 * rng.random(14)), weights.sum() * 0.4
+    amounts = np.stack([[worth, 0 * worth], [0 * worth, weights]]).transpose(0, 2, 1).reshape(2, 28)
+    picks, _ = solve(Knapsack(amounts, np.arange(0, 29, 2), TRAP.pairs, TRAP.costs), 0, np.array([np.inf, limit]), 60.0)
+    ways = np.indices((2,) * 14).reshape(14, -1)
+    left_out = np.where(weights @ ways <= limit, worth @ (1 - ways), np.inf)
     assert picks is not None
-    assert picks.tolist() == [1, 3, 4]
+    assert amounts[0, picks].sum() == pytest.approx(left_out.min(), rel=1e-9)
+
+
+def test_a_greedy_choice_takes_back_what_it_need_not_give() -> None:
+    amounts = np.array([[0.0, 4.0, 0.0, 0.5], [4.0, 0.0, 1.0, 0.0]])
+    two = Knapsack(amounts, np.array([0, 2, 4]), TRAP.pairs, TRAP.costs)
+    picks = greedy(two, 0, np.array([np.inf, 1.0]))
+    assert picks is not None
+    assert picks.tolist() == [1, 2]
 
 
 def test_an_option_that_fills_the_limit_exactly_is_not_ruled_out() -> None:

@@ -91,11 +91,12 @@ RECIPES = {
     "usual": Recipe(),
     "per tensor": make_recipe({"weight": {"per_channel": False}}),
     "symmetric int8": make_recipe({"activation": {"symmetric": True, "format": "int8"}, "weight": {"format": "uint8"}}),
+    "affine weights": make_recipe({"weight": {"symmetric": False}}),
 }
 
 
 CASES = [(layer, "usual") for layer in LAYERS]
-CASES += [(layer, recipe) for layer in ("MatMul", "Conv") for recipe in ("per tensor", "symmetric int8")]
+CASES += [(layer, recipe) for layer in ("MatMul", "Conv") for recipe in list(RECIPES)[1:]]
 
 
 def single(text: str, values: Array, shape: tuple[int, ...]) -> Graph:

@@ -172,6 +172,20 @@ def test_a_form_that_one_of_them_lacks_is_none() -> None:
     assert (forms_of["x"], forms_of["m"]) == ([STATIC, FLOAT], [STATIC, DYNAMIC, FLOAT])
 
 
+def test_a_form_that_a_layer_cannot_take_is_none() -> None:
+    for group in table(forms(chain()), usual=LINEAR).groups():
+        assert [option.name for option in group.options] == [STATIC, FLOAT]
+
+
+def test_who_reads_a_linear_layer_on_integers_quantizes() -> None:
+    """Linear layers return floats."""
+    made = table(forms(heads()), usual=LINEAR, boundary=Boundary(quantize=2.0, dequantize=3.0))
+    times = {group.name: group.options[0].microseconds for group in made.groups()}
+    assert times == pytest.approx({"x": 32.0, "m": 10.0, "Add 'sum'": 14.0, "Mul 'mul'": 12.0})
+    ends = {(edge.first, edge.second) for edge in made.edges()}
+    assert ends == {("Add 'sum'", "Mul 'mul'"), ("Mul 'mul'", "m")}
+
+
 def test_a_layer_without_an_integer_kernel_stays_in_float() -> None:
     nodes = bold(table(forms(chain()), {"two": {FLOAT: 20.0}}))
     assert treatments(nodes) == {"two": FLOAT}

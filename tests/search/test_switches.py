@@ -144,6 +144,8 @@ def test_an_output_and_an_inner_output_are_rounded_too() -> None:
     assert found.local(["r"], ["r"]) == {"r": 0.0}, "as it is made, before its own switch"
     own = board(graph, Switch("r", "r", ("two",), grid=grid(0, 9))).outputs_noise(["r"])
     assert (own["y"], own["z"], own["r"]) == (r["y"], 0.0, 0.0)
+    output = board(graph, Switch("r", "r", ("r",), grid=grid(0, 9))).outputs_noise(["r"])
+    assert (output["y"], output["z"], output["r"]) == (0.0, 0.0, r["r"])
 
 
 def test_local_and_accumulated_errors() -> None:
