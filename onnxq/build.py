@@ -79,8 +79,9 @@ class Build:
         """Run passes, and remember their changes."""
         self.adopt(run(passes, self.graph, self.context, given))
 
-    def rewrite(self, names: Sequence[str]) -> None:
-        """Apply the passes of these names that make a model faster."""
+    def rewrite(self, names: Sequence[str], opset: int) -> None:
+        """Apply the passes of these names that make a model faster, in operators of this version at least."""
+        self.graph = raised(self, opset) or self.graph
         self.apply([step for step in FASTER if type(step).__name__ in names], GIVEN)
         self.graph = typed(self.graph)
 
@@ -93,6 +94,17 @@ class Build:
         self.graph = outcome.graph
         for name, changes in outcome.changes.items():
             self.changes.setdefault(name, []).extend(changes)
+
+
+def raised(build: Build, opset: int) -> Graph | None:
+    """The normalized graph in standard operators of a newer version; None where that is not newer, or cannot be."""
+    if opset <= build.graph.opset:
+        return None
+    try:
+        graph = typed(upgrade(build.graph, opset))
+        return run(NORMALIZE, graph, build.context).graph
+    except UnsupportedModel:
+        return None
 
 
 def choose_mode(recipe: Recipe, data: bool, known: bool) -> Mode:
@@ -181,7 +193,7 @@ def follow_plan(build: Build, plan: Plan) -> None:
     """Take the decisions of a plan that was made before. Raises RecipeError where it does not fit the model."""
     prepare(build)
     build.plan = plan
-    build.rewrite(plan.rewrites)
+    build.rewrite(plan.rewrites, plan.opset)
     check_balance(build.graph, plan.balance)
     build.factors = divided(build.graph, plan.balance)
     build.apply(BALANCE, GIVEN)

@@ -126,6 +126,7 @@ class Plan(Record):
         nodes: by node name; nodes that are not named stay in float.
         tensors: activations that become integers, by name.
         masks: additions of an attention mask, by node name.
+        opset: version of the standard operators that the rewrites need; 0 is the model's own.
         rewrites: passes that made the model faster where it was planned, by name; they come first.
         balance: tensors whose channels are rescaled before anything is quantized, by name.
         noise: noise over signal at the outputs that was predicted, where forms were chosen by it.
@@ -136,6 +137,7 @@ class Plan(Record):
     nodes: dict[str, NodePlan]
     tensors: dict[str, TensorPlan] = {}
     masks: dict[str, MaskPlan] = {}
+    opset: int = 0
     rewrites: list[str] = []
     balance: dict[str, BalancePlan] = {}
     noise: float | None = None

@@ -14,7 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.build import GIVEN, Build, Nothing, already_quantized, fold_existing, follow_plan, place_graph, prepare
+from onnxq.build import (
+    GIVEN,
+    Build,
+    Nothing,
+    already_quantized,
+    fold_existing,
+    follow_plan,
+    place_graph,
+    prepare,
+    raised,
+)
 from onnxq.calibration.collect import Seen, Statistics, collect, load_statistics, non_finite
 from onnxq.calibration.data import Data
 from onnxq.channels import divided
@@ -31,7 +41,7 @@ from onnxq.search.cost import Costs, measure_costs
 from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
 from onnxq.search.mix import Table, mixtures
 from onnxq.search.reach import best_ranges
-from onnxq.search.rewrites import worth_it
+from onnxq.search.rewrites import fires, worth_it
 from onnxq.search.rounding import GLANCE, better_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
 from onnxq.search.stopwatch import Stopwatch
@@ -41,6 +51,9 @@ from onnxq.version import __version__
 
 RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
 """What `range = "auto"` tries for all tensors alike, in the order of preference."""
+
+ATTENTION_OPSET = 23
+"""The version of the standard operators that brought Attention."""
 
 WELL_KNOWN = 512
 """Values of a channel that tell how far it reaches; after fewer, unseen data goes past it, and would be cut off."""
@@ -77,9 +90,10 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
     """Decide: from files of statistics, from data, or without either where the mode needs none."""
     placement = prepare(build)
     rewrites: list[str] = []
+    opset = 0
     if build.mode == "mixed-int8" and data is not None:
         with build.stage("rewrite"):
-            rewrites = make_faster(build, data, options)
+            rewrites, opset = make_faster(build, data, options)
             placement = place_graph(build)
     found: Statistics = {}
     if placement.tensors or placement.sums:
@@ -87,7 +101,7 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
             found = load_statistics(statistics)
         elif data is not None:
             found = calibrate_graph(build, placement, data, options.threads, options.memory)
-    study = Study(build, placement, found, data, options.threads, options.memory, options.memo, rewrites)
+    study = Study(build, placement, found, data, options.threads, options.memory, options.memo, rewrites, opset)
     with build.stage("plan"):
         plan = study.plan()
     if data is None or not plan.tensors:
@@ -104,8 +118,8 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
         return [spare_worst(study, plan) if build.recipe.least_sqnr else plan]
 
 
-def make_faster(build: Build, data: Data, options: Options) -> list[str]:
-    """Apply the rewrites that pay on this machine, once the model is quantized; returns their names."""
+def make_faster(build: Build, data: Data, options: Options) -> tuple[list[str], int]:
+    """Apply the rewrites that pay on this machine, once the model is quantized; their names, and the opset for them."""
     target, recipe = build.context.target, by_rule(build.recipe, "minmax")
 
     def draft(graph: Graph) -> Graph:
@@ -115,10 +129,13 @@ def make_faster(build: Build, data: Data, options: Options) -> list[str]:
         return run((*QUANTIZE, *FOLD), graph, Context(target, plan), GIVEN).graph
 
     feeds = next(data.batches(options.batch))
-    context = build.context
-    found = worth_it(FASTER, build.graph, context, draft, feeds, options.threads, options.memo, build.progress)
-    build.rewrite([type(step).__name__ for step in found])
-    return [type(step).__name__ for step in found]
+    newer = raised(build, ATTENTION_OPSET)
+    graph, context = newer or build.graph, build.context
+    found = worth_it(FASTER, graph, context, draft, feeds, options.threads, options.memo, build.progress)
+    needed = newer is not None and not all(fires(step, build.graph, context) for step in found)
+    names, opset = [type(step).__name__ for step in found], ATTENTION_OPSET if needed else 0
+    build.rewrite(names, opset)
+    return names, opset
 
 
 def calibrate_graph(build: Build, placement: Placement, data: Data, threads: int, memory: int | None) -> Statistics:

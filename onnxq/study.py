@@ -35,6 +35,7 @@ class Study:
         memory: bytes that the activations of one batch may take.
         memo: what was measured before.
         rewrites: passes that made it faster.
+        opset: version of the standard operators that they need; 0 for the model's own.
         chosen: ranges that were found tensor by tensor.
         balance: factors of tensors that were balanced.
         rounding: how weights of static layers are rounded where not to nearest.
@@ -50,6 +51,7 @@ class Study:
     memory: int | None = None
     memo: Memo = field(default_factory=Memo)
     rewrites: list[str] = field(default_factory=list)
+    opset: int = 0
     chosen: Mapping[str, Range] = field(default_factory=dict)
     balance: dict[str, BalancePlan] = field(default_factory=dict)
     rounding: dict[str, str] = field(default_factory=dict)
@@ -88,7 +90,12 @@ class Study:
             if name in self.rounding and node.treatment is Treatment.STATIC
         }
         return made.model_copy(
-            update={"nodes": {**made.nodes, **nodes}, "balance": self.balance, "rewrites": self.rewrites}
+            update={
+                "nodes": {**made.nodes, **nodes},
+                "balance": self.balance,
+                "rewrites": self.rewrites,
+                "opset": self.opset,
+            }
         )
 
     def meter(self, samples: int) -> Noise:

@@ -12,7 +12,7 @@ from onnxq import runtime
 from onnxq.calibration.collect import Progress, silent
 from onnxq.graph import Graph, to_model
 from onnxq.memo import JSON, Memo
-from onnxq.pipeline import Context, Pass, run
+from onnxq.pipeline import Context, Outcome, Pass, run
 from onnxq.runtime import Session, interleave
 from onnxq.spec import Fact
 
@@ -54,12 +54,21 @@ def worth_it(
     kept: list[Pass] = []
     for done, step in enumerate(passes, 1):
         outcome = run((step,), graph, context, GIVEN)
-        changed = any(change.done for changes in outcome.changes.values() for change in changes)
-        if changed and _gain(draft(graph), draft(outcome.graph), feeds, threads, memo) >= WORTH:
+        if changed(outcome) and _gain(draft(graph), draft(outcome.graph), feeds, threads, memo) >= WORTH:
             kept.append(step)
             graph = outcome.graph
         progress("rewrites", done, len(passes))
     return kept
+
+
+def changed(outcome: Outcome) -> bool:
+    """Whether passes did anything."""
+    return any(change.done for changes in outcome.changes.values() for change in changes)
+
+
+def fires(step: Pass, graph: Graph, context: Context) -> bool:
+    """Whether a pass finds something to do."""
+    return changed(run((step,), graph, context, GIVEN))
 
 
 def _gain(before: Graph, after: Graph, feeds: Mapping[str, Array], threads: int, memo: Memo) -> float:

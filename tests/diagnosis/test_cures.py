@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from onnxq.calibration.collect import Seen, Statistics
 from onnxq.diagnosis.constants import dequantized
 from onnxq.diagnosis.cures import Clinic, Trial, balanced_weight, balancing_factors, divided_weight, round_like
+from onnxq.diagnosis.examination import normal
 from onnxq.diagnosis.matching import Pair, float_layers
 from onnxq.diagnosis.stored import StoredLayer
 from onnxq.diagnosis.suspects import Case, open_case
 from onnxq.graph import weight
+from onnxq.modelfile import load
 from onnxq.numerics.affine import dequantize, quantize_weight
 from onnxq.numerics.formats import INT8
+from onnxq.numerics.rescaling import Factors
+from tests.diagnosis.quantizers import by_runtime, pictures, two_branches
 from tests.onnx_text import Array, floats, grid, integers, read
 
 V, W = floats(6, 8), floats(8, 4, seed=4)
@@ -113,6 +119,23 @@ def test_balance_stretches_the_grid_and_the_weight() -> None:
     ratio = data.grid.scale / expected
     np.testing.assert_allclose(ratio, np.full(6, ratio[0]), rtol=1e-5)
     assert 0 < np.sum((values.values - V) ** 2) < 1e-3 * np.sum(V**2)
+
+
+def test_no_factors_for_a_layer_that_makes_what_it_reads(tmp_path: Path) -> None:
+    model = two_branches(tmp_path / "model.onnx")
+    found = open_case(normal(load(model)), normal(load(by_runtime(model, pictures(), integer=False))))
+    seen = {"q": Seen.of(np.abs(pictures())), "x": Seen.of(pictures())}
+    clinic = Clinic.of(found, seen)
+    assert clinic.spaces["q"] is clinic.spaces["r"], "joined by an Add"
+    kinds = [trial.kind for trial in clinic.trials(found.suspects["second"])]
+    assert "range" in kinds
+    assert "balance" not in kinds
+
+
+def test_no_factors_on_top_of_others() -> None:
+    found = case()
+    found.suspects["one"].factors = Factors(np.ones(8), np.full(6, 2.0))
+    assert trials(found, "one").keys() == {"range", "16 bits", "keep float"}
 
 
 def pair(op: str, values: Array, axis: int | None) -> Pair:

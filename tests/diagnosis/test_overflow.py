@@ -63,8 +63,9 @@ def test_channels_of_one_place_and_then_of_the_next() -> None:
     weight = np.zeros((1, 2, 1, 2))
     weight[0, 0] = 100  # the loud channel alone, at two places: neighbours if places came first
     assert overflow_share(convolution(weight), x) == 0.0
+    weight[0, :, 0] = [[100, 0], [100, 0]]  # both channels at one place, of which one is silent
+    assert overflow_share(convolution(weight), x) == 0.0
     x[0, 1] = 255
-    weight[0, 1, 0, 1] = 100
     assert overflow_share(convolution(weight), x) == 1.0
 
 

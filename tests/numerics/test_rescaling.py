@@ -81,6 +81,13 @@ def test_rounding_alone_has_no_factors(axis: int | None) -> None:
     exact[3] *= 60
     assert find_factors(exact, rounded(exact, axis)) is None
     assert find_factors(exact, exact) is None
+    assert find_factors(exact, exact * 1.002) is None, "not worth a word"
+
+
+def test_factors_that_leave_much_unexplained_are_none() -> None:
+    exact = normal(24, 16)
+    assert find_factors(exact, 5 * (exact + 0.1 * normal(24, 16, seed=1))) is not None
+    assert find_factors(exact, 5 * (exact + 0.3 * normal(24, 16, seed=1))) is None
 
 
 def test_channels_that_rounding_erased_keep_the_factor_1() -> None:

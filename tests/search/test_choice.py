@@ -150,11 +150,8 @@ def test_says_which_limit_is_in_the_way(limits: dict[str, Any], sentence: str | 
 
 def test_what_a_boundary_costs_keeps_neighbours_alike() -> None:
     wide = [Group("a", (FLOAT, INT8)), Group("b", (FLOAT, Option("int8", 0.01, 7.0, 10)))]
-    alone, together = fastest(wide, max_error=0.01), fastest(wide, BOUNDARY, max_error=0.01)
-    assert alone is not None
-    assert together is not None
-    assert alone.options == {"a": "int8", "b": "float"}
-    assert together == Choice({"a": "int8", "b": "float"}, 0.01, 16.0, 50)
+    assert fastest(wide, max_error=0.01) == Choice({"a": "int8", "b": "float"}, 0.01, 13.0, 50)
+    assert fastest(wide, BOUNDARY, max_error=0.01) == Choice({"a": "int8", "b": "float"}, 0.01, 16.0, 50)
     dear = [Edge("b", "a", {("float", "int8"): 6.0})]
     assert fastest(wide, dear, max_error=0.01) == Choice({"a": "float", "b": "int8"}, 0.01, 16.0, 50)
     assert fastest(wide, [*dear, *BOUNDARY], max_error=0.01) == Choice({"a": "float", "b": "float"}, 0.0, 18.0, 80)
@@ -258,8 +255,7 @@ def test_a_large_model_gets_a_choice_within_its_limits() -> None:
     groups, edges = large(200, 250)
     got = fastest(groups, edges, max_error=0.1)
     assert got is not None
-    assert got.error <= 0.1
-    assert len(got.options) == 200
+    assert (got.error <= 0.1, len(got.options)) == (True, 200)
 
 
 @pytest.mark.parametrize("limit", [1700, 2200, 2900])
@@ -297,7 +293,6 @@ def test_the_same_groups_get_the_same_choices() -> None:
         (TWO, [Edge("a", "a", {("float", "int8"): 1.0})], "two groups that exist"),
         (TWO, [Edge("a", "b", {("float", "int8"): -1.0})], "below 0"),
         ([Group("a", (Option("float", inf, 1.0, 1),))], [], "not finite"),
-        ([Group("a", (Option("float", 0.0, -1.0, 1),))], [], "below 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(groups: list[Group], edges: list[Edge], words: str) -> None:
