@@ -240,7 +240,7 @@ def choose_rounding(study: Study, plain: Plan) -> Plan:
 
     study.rounding = study.recall("rounding", plain.to_json(), search)
     plan = study.plan(plain.recipe.activation.range)
-    if study.rounding and measure(plan) < CLEARLY_LESS * measure(plain):
+    if study.rounding and measure(plan) < measure(plain):
         return plan
     study.rounding = {}
     return plain

@@ -86,7 +86,6 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(KeyboardInterrupt):
             plans(Memo(tmp_path))
     monkeypatch.setattr(planning, "find_balance", never)
-    monkeypatch.setattr(planning, "layer_shares", never)
     assert plans(Memo(tmp_path))
 
 

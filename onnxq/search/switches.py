@@ -13,6 +13,7 @@ import numpy as np
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
 from onnxq.graph import Graph, to_model, upgrade
+from onnxq.interface import TensorSpec
 from onnxq.runtime import Session
 from onnxq.search.reference import REMEMBERED, Run, Sums, remember, worst
 from onnxq.search.wiring import OPSET, Grid, Switch, wire
@@ -77,7 +78,7 @@ class SwitchBoard:
         remembered: int = REMEMBERED,
         threads: int = 0,
     ) -> None:
-        self._graph = graph if graph.opset >= OPSET else upgrade(graph, OPSET)
+        self._graph = graph if graph.opset >= OPSET else _raised(graph)
         self.switches = {switch.name: switch for switch in switches}
         self._threads = threads
         wiring, self._flags = wire(self._graph, switches)
@@ -142,6 +143,14 @@ class SwitchBoard:
             found |= {names[name]: ratio for name, ratio in ratios.items()}
             progress("local", min(done * INNER, len(cases)), len(cases))
         return found
+
+
+def _raised(graph: Graph) -> Graph:
+    """The same graph with Round and DynamicQuantizeLinear; the converter forgets shapes that channels lie in."""
+    made = upgrade(graph, OPSET)
+    known = [(name, t) for name, t in graph.tensors().items() if t.dtype is not None]
+    made.annotate(TensorSpec(n, np.dtype(t.dtype), None if t.shape is None else tuple(t.shape)) for n, t in known)
+    return made
 
 
 def _parts(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -116,6 +116,8 @@ def test_keeping_float_what_is_named_restores_the_accuracy(tmp_path: Path) -> No
     before = look(model, by_onnxq(model, x), x, top=1)
     cure = max((c for c in before.findings[0].cures if c.kind == "keep float"), key=lambda cure: cure.gain_db)
     assert cure.nodes == ["conv1", "conv2"], "the tensor is rounded as long as one of its two sides is quantized"
+    assert before.all_float is not None
+    assert (before.all_float.nodes, before.all_float.gain_db) == (cure.nodes, cure.gain_db)
     nodes = {name: {"quantize": False} for name in cure.nodes}
     after = look(model, by_onnxq(model, x, nodes=nodes), x, top=0)
     assert cure.gain_db > 5
@@ -200,7 +202,7 @@ def test_what_is_dynamic_or_stored_in_blocks(tmp_path: Path) -> None:
     assert dynamic.simulated_db == pytest.approx(dynamic.measured_db, abs=0.5)
     blocks = look(model, by_onnxq(model, x, mode="weight-int8"), x, top=1)
     assert {f.treatment for f in blocks.findings} == {"weight"}
-    assert all(f.activation_noise == 0.0 for f in blocks.findings)
+    assert all((f.weight_noise, f.activation_noise) == (f.noise, 0.0) for f in blocks.findings)
     assert blocks.simulated_db is not None
     assert blocks.simulated_db > 40
     assert all("MatMulNBits rounds activations" in note for note in blocks.notes)
@@ -241,6 +243,16 @@ def test_a_model_that_is_not_what_it_says(tmp_path: Path) -> None:
     found = look(model, quantized, x, top=0)
     (note,) = found.notes
     assert note.startswith("The runtime computes something else than the graph says: 0.0 dB")
+
+
+def test_the_worst_output_counts(tmp_path: Path) -> None:
+    model, x = chain(tmp_path / "model.onnx", healthy()), pictures()
+    stored = onnx.load(model)
+    stored.graph.output.append(onnx.helper.make_tensor_value_info("r0", 1, ["batch", 8, 12, 12]))
+    onnx.save(stored, model)
+    found = look(model, by_runtime(model, x, integer=False), x, top=0)
+    assert found.output == "y"
+    assert found.simulated_db == pytest.approx(found.measured_db, abs=0.5)
 
 
 def test_made_up_data_is_said(tmp_path: Path) -> None:

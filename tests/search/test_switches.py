@@ -71,13 +71,15 @@ def test_a_grid_rounds_as_numpy_does(form: Format) -> None:
     assert found["r"] == pytest.approx(ratio(exact, got), rel=1e-4)
 
 
-def test_channels_of_a_picture() -> None:
-    graph = read("(float[n,3,4,4] x) => (float[n,3,4,4] y) { y = Mul(x, two) }", {"two": np.float32(2)})
+@pytest.mark.parametrize("opset", [17, 9])
+def test_channels_of_a_picture(opset: int) -> None:
+    text = "(float[n,3,4,4] x) => (float[n,3,4,4] y) { a = Mul(x, two) y = Mul(a, two) }"
+    graph = read(text, {"two": np.float32(2)}, opset)
     x, scales = floats(2, 3, 4, 4), np.array([0.01, 0.1, 0.4], np.float32)
     chosen = Grid(scales, np.asarray(100, np.uint8), UINT8, 1)
     source = open_data({"x": x}, graph.interface().inputs)
-    found = SwitchBoard(graph, [Switch("x", "x", grid=chosen)], source, 2).noise(["x"])
-    assert found == pytest.approx(ratio(x, chosen.rounded(x)), rel=1e-4)
+    found = SwitchBoard(graph, [Switch("a", "a", grid=chosen)], source, 2).noise(["a"])
+    assert found == pytest.approx(ratio(2 * x, chosen.rounded(2 * x)), rel=1e-4)
 
 
 @pytest.mark.parametrize("axis", [1, -1])
