@@ -160,7 +160,7 @@ def _flattens(node: Node) -> bool:
 
 
 def _row(node: Node) -> Tensor | None:
-    """The constant with one number for each channel of the last axis that a Mul, an Add or a norm holds."""
+    """The constant with the channels along its last axis that a Mul, an Add or a norm holds."""
     if node.domain:
         return None
     if node.op == "LayerNormalization":
@@ -169,8 +169,7 @@ def _row(node: Node) -> Tensor | None:
     constants = [t for t in node.inputs if t.name and is_constant(t)]
     if node.op not in ("Mul", "Add", "Sum") or len(constants) != 1 or len(node.inputs) != 2:
         return None
-    shape = _shape(constants[0])
-    return constants[0] if shape and set(shape[:-1]) <= {1} and constants[0].dtype == np.float32 else None
+    return constants[0] if constants[0].dtype == np.float32 else None
 
 
 def _axis_made(maker: Layer | Node) -> int:

@@ -193,13 +193,16 @@ NORMS = {
     "LayerNormalization without a bias": "[norm] n = LayerNormalization(x, g)",
     "LayerNormalization that tells the mean": "[norm] n, mean = LayerNormalization(x, g, s)",
     "RMSNorm": "z = Mul(x, x) [norm] n = Mul(z, g)",
+    "another number for each place": "z = Mul(x, x) [norm] n = Mul(places, z)",
     "a row that is added": "z = Mul(x, x) [m] m = Mul(z, g) [norm] n = Add(s, m)",
 }
 
 
 @pytest.mark.parametrize("case", NORMS)
 def test_a_row_before_query_key_and_value(case: str) -> None:
-    graph = rows(f"{NORMS[case]} {QUERY}", weights={"wk": floats(4, 8), "g": floats(4), "s": floats(4)})
+    graph = rows(
+        f"{NORMS[case]} {QUERY}", weights={"wk": floats(4, 8), "g": floats(4), "s": floats(4), "places": floats(5, 4)}
+    )
     found = the_only(graph)
     assert names(found.readers) == ["q", "k", "v"]
     assert names(found.makers)[-1] == "norm"

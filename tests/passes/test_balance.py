@@ -96,8 +96,8 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
         1,
     ),
     "rows that multiply and add": (
-        f"{ROWS} {{ t = Tanh(x) a = Mul(g, t) b = Add(a, s) y = MatMul(b, w1) }}",
-        {"g": floats(1, 1, 4) + 2, "s": floats(4), "w1": floats(4, 8)},
+        f"{ROWS} {{ t = Tanh(x) a = Mul(g, t) b = Add(a, s) c = Add(places, b) y = MatMul(c, w1) }}",
+        {"g": floats(1, 1, 4) + 2, "s": floats(4), "places": floats(5, 4), "w1": floats(4, 8)},
         1,
     ),
 }
