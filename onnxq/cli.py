@@ -141,7 +141,8 @@ def optimize(
         )
     result = _save_plan(result, save_plan)
     contract = (followed.recipe if followed else chosen).contract
-    report(result, lambda: tables.result(model, result, contract), as_json, quiet)
+    shown = result.model_copy(update={"plan": result.plan.brief()}) if result.plan else result
+    report(shown, lambda: tables.result(model, result, contract), as_json, quiet)
     return 1 if result.status == "rejected" else 0
 
 

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from onnxq.errors import RecipeError
 from onnxq.recipe import Recipe, explain
 
+LEFT_OUT = "(left out here; a saved plan has it)"
+"""What stands for a rounding that is too long to be shown; a plan that holds it is refused."""
+
 
 class Treatment(StrEnum):
     """What happens to a node."""
@@ -146,6 +149,14 @@ class Plan(Record):
     def treatment(self, node: str) -> Treatment:
         """What happens to the node of this name."""
         return self.nodes[node].treatment if node in self.nodes else Treatment.FLOAT
+
+    def brief(self) -> Plan:
+        """The plan without the integers of weights, which are long: to be looked at, not to be followed."""
+        shorter = {
+            name: node.model_copy(update={"rounding": LEFT_OUT}) if node.rounding else node
+            for name, node in self.nodes.items()
+        }
+        return self.model_copy(update={"nodes": shorter})
 
     def to_json(self) -> str:
         """The plan as text that a person can edit; numbers of one list stand on one line."""

@@ -42,7 +42,7 @@ from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
 from onnxq.search.mix import Table, mixtures
 from onnxq.search.reach import best_ranges
 from onnxq.search.rewrites import fires, worth_it
-from onnxq.search.rounding import GLANCE, better_rounding
+from onnxq.search.rounding import choose_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
 from onnxq.search.stopwatch import Stopwatch
 from onnxq.spec import has_qdq
@@ -227,23 +227,6 @@ def recalled_ranges(study: Study, plain: Plan) -> dict[str, Range]:
 
     known = study.recall("ranges", plain.to_json(), search)
     return {name: (low, high, rule) for name, (low, high, rule) in known.items()}
-
-
-def choose_rounding(study: Study, plain: Plan) -> Plan:
-    """The plan with weights rounded so that their errors cancel, where that leaves less noise at the outputs."""
-    build, data, measure = study.build, study.data, study.meter(RULE_SAMPLES)
-    assert data is not None
-
-    def search() -> Any:
-        shares = layer_shares(build.graph, build.context.target, plain, data, GLANCE, build.progress)
-        return better_rounding(build.graph, plain, data, shares, build.progress)
-
-    study.rounding = study.recall("rounding", plain.to_json(), search)
-    plan = study.plan(plain.recipe.activation.range)
-    if study.rounding and measure(plan) < measure(plain):
-        return plan
-    study.rounding = {}
-    return plain
 
 
 def spare_worst(study: Study, plan: Plan) -> Plan:

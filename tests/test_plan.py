@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import RecipeError
-from onnxq.plan import BalancePlan, MaskPlan, NodePlan, Plan, TensorPlan, Treatment, make_plan, read_plan
+from onnxq.plan import LEFT_OUT, BalancePlan, MaskPlan, NodePlan, Plan, TensorPlan, Treatment, make_plan, read_plan
 from onnxq.recipe import Override, Recipe
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -36,7 +36,12 @@ def tensor_plans(draw: st.DrawFn) -> TensorPlan:
 
 
 NODE_PLANS = st.builds(
-    NodePlan, op=NAMES, treatment=st.sampled_from(Treatment), reason=NAMES, per_channel=st.booleans()
+    NodePlan,
+    op=NAMES,
+    treatment=st.sampled_from(Treatment),
+    reason=NAMES,
+    per_channel=st.booleans(),
+    rounding=st.sampled_from(["", "eJxjYAAAAAIAAQ=="]),
 )
 BALANCE_PLANS = st.builds(
     BalancePlan,
@@ -128,6 +133,16 @@ def test_an_edit_that_makes_no_sense_is_named(place: tuple[str, ...], value: Any
     inner[place[-1]] = value
     with pytest.raises(RecipeError, match=words):
         make_plan(values)
+
+
+def test_a_brief_plan_leaves_out_integers_and_nothing_else() -> None:
+    nodes = {**plan().nodes, "conv": plan().nodes["conv"].model_copy(update={"rounding": "x" * 10**6})}
+    long = plan().model_copy(update={"nodes": nodes})
+    assert len(long.brief().to_json()) < 3000
+    assert long.brief().nodes["conv"].rounding == LEFT_OUT
+    assert make_plan(json.loads(long.brief().to_json().replace(LEFT_OUT, ""))) == plan()
+    assert plan().brief() == plan()
+    assert long.nodes["conv"].rounding.startswith("xxx")
 
 
 def test_zero_points_follow_the_format() -> None:

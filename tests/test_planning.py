@@ -82,7 +82,7 @@ def test_what_is_slow_on_integers_stays_in_float(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.usefixtures("cheap_integers")
 def test_a_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "best_ranges", interrupted)
+        patch.setattr("onnxq.search.rounding.better_rounding", interrupted)
         with pytest.raises(KeyboardInterrupt):
             plans(Memo(tmp_path))
     monkeypatch.setattr(planning, "find_balance", never)
@@ -102,6 +102,7 @@ def test_a_finished_search_is_remembered_whole(tmp_path: Path, monkeypatch: pyte
     first = plans(Memo(tmp_path))
     for name in ("find_balance", "layer_shares", "best_ranges"):
         monkeypatch.setattr(planning, name, never)
+    monkeypatch.setattr("onnxq.search.rounding.better_rounding", never)
     monkeypatch.setattr("onnxq.study.noise_meter", never)
     monkeypatch.setattr("onnxq.search.forms.Forms.shares", never)
     assert [plan.to_json() for plan in plans(Memo(tmp_path))] == [plan.to_json() for plan in first]
@@ -115,6 +116,7 @@ def test_a_mixed_plan_gives_the_same_bytes_without_data(tmp_path: Path) -> None:
     assert made.mode == "mixed-int8"
     assert made.plan is not None
     assert made.plan.balance, "The model has channels to balance, so this is replayed too."
+    assert any(node.rounding for node in made.plan.nodes.values()), "and integers that are not the nearest."
     onnxq.optimize(DIGITS["model"], again, plan=made.plan, options=options)
     assert first.read_bytes() == again.read_bytes()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from base64 import b64encode
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,14 @@ import pytest
 
 from onnxq.calibration.collect import Seen
 from onnxq.channels import layers_of
+from onnxq.errors import RecipeError
 from onnxq.graph import Graph
-from onnxq.layers import Layer
+from onnxq.layers import Layer, weight_axis
+from onnxq.numerics.affine import quantize
+from onnxq.numerics.formats import INT8
+from onnxq.plan import LEFT_OUT
 from onnxq.recipe import Recipe, Weight, make_recipe
-from onnxq.weights import corrected_bias, rounded_weight, seen_weight
+from onnxq.weights import corrected_bias, differences, raised_weight, rounded_weight, seen_weight
 from tests.onnx_text import Array, execute, floats, read
 
 SETTINGS = Recipe().weight
@@ -108,3 +114,84 @@ def test_a_weight_is_rounded_as_the_recipe_says(wish: dict[str, Any]) -> None:
     assert (np.unique(rounded.zero_point).size > 1) == (wish.get("symmetric") is False)
     step = rounded.scale
     assert (np.abs(seen_weight(found, rounded) - floats(4, 6) - np.float32(0.3)) <= 0.51 * step).all()
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("wish", [{}, {"format": "uint8"}, {"format": "uint8", "symmetric": False}])
+@pytest.mark.parametrize("case", LAYERS)
+def test_other_integers_come_out_of_a_plan_as_they_went_in(case: str, wish: dict[str, Any], per_channel: bool) -> None:
+    text, values, shape = LAYERS[case]
+    settings = make_recipe({"weight": wish}).weight
+    _, found = layer(text, {"w": values, "b": floats(6)}, shape)
+    nearest = rounded_weight(found, settings, per_channel)
+    lowest, highest = (-127, 127) if not wish else (1, 255)
+    anything = np.random.default_rng(0).integers(lowest, highest + 1, values.shape).astype(nearest.values.dtype)
+    for chosen in (anything, np.asfortranarray(anything), nearest.values):
+        read = rounded_weight(found, settings, per_channel, differences(chosen, nearest.values))
+        np.testing.assert_array_equal(read.values, chosen)
+        assert read.values.dtype == chosen.dtype
+        np.testing.assert_array_equal(read.scale, nearest.scale)
+        np.testing.assert_array_equal(read.zero_point, nearest.zero_point)
+
+
+def test_what_differs_little_is_written_short() -> None:
+    nearest = np.zeros((100, 100), np.int8)
+    moved = nearest.copy()
+    moved[3, 4] = -1
+    assert len(differences(moved, nearest)) < 100
+
+
+def packed(values: Any) -> str:
+    return b64encode(zlib.compress(np.asarray(values, np.int8).tobytes())).decode()
+
+
+MISFITS = {
+    "no base64": "what?",
+    "base64 of something else": b64encode(b"something else").decode(),
+    "no ASCII": "\u00e4",
+    "one number too few": packed([0] * 23),
+    "one number too many": packed([0] * 25),
+    "cut off": b64encode(zlib.compress(np.arange(24, dtype=np.int8).tobytes())[:-6]).decode(),
+    "past the largest integer": packed([1] * 24),
+    "past the smallest integer": packed([-1] * 24),
+    "left out": LEFT_OUT,
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_rounding_of_another_weight_is_refused(case: str) -> None:
+    graph, _ = layer("y = Gemm(x, w)", {"w": floats(4, 6)}, ROWS)
+    graph.nodes[0].name = "fc"
+    (found,) = layers_of(graph)
+    nearest = rounded_weight(found, SETTINGS, True).values
+    assert {nearest.min(), nearest.max()} == {-127, 127}, "so that one step more is one too many"
+    words = r"Node 'fc': the rounding in the plan does not fit its weight \[4, 6\]\. Take it out .* make the plan again"
+    with pytest.raises(RecipeError, match=words):
+        rounded_weight(found, SETTINGS, True, MISFITS[case])
+
+
+@pytest.mark.parametrize("case", ["Conv", "Gemm", "Gemm, transposed", "MatMul"])
+def test_channels_whose_scale_is_raised_are_rounded_to_nearest(case: str) -> None:
+    text, values, shape = LAYERS[case]
+    _, found = layer(text, {"w": values, "b": floats(6)}, shape)
+    axis, nearest = weight_axis(found.node), rounded_weight(found, SETTINGS, True)
+    chosen = np.sign(nearest.values) * (np.abs(nearest.values) // 2)
+    read = rounded_weight(found, SETTINGS, True, differences(chosen, nearest.values))
+    scale = nearest.scale.copy()
+    scale[2] *= 3
+    raised = raised_weight(found, SETTINGS, read, scale)
+    expected = np.moveaxis(chosen.copy(), axis, 0)
+    expected[2] = np.moveaxis(quantize(values, scale, nearest.zero_point, INT8, axis), axis, 0)[2]
+    np.testing.assert_array_equal(raised.values, np.moveaxis(expected, 0, axis))
+    np.testing.assert_array_equal(raised.scale, scale)
+    assert raised.values.dtype == np.int8
+
+
+def test_a_scale_of_the_whole_weight_that_is_raised_rounds_it_all_to_nearest() -> None:
+    _, found = layer("y = Gemm(x, w)", {"w": floats(4, 6)}, ROWS)
+    nearest = rounded_weight(found, SETTINGS, False)
+    read = rounded_weight(found, SETTINGS, False, differences(np.zeros((4, 6), np.int8), nearest.values))
+    same = raised_weight(found, SETTINGS, read, nearest.scale)
+    assert not same.values.any()
+    raised = raised_weight(found, SETTINGS, read, nearest.scale * np.float32(2))
+    assert np.abs(2 * raised.values.astype(int) - nearest.values).max() <= 1

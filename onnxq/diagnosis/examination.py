@@ -236,7 +236,7 @@ class Examination:
         trials = {name: list(clinic.trials(self.case.suspects[name])) for name in names}
         more = {switch.name: switch for found in trials.values() for trial in found for switch in trial.more}
         board = self._board(list(more.values()))
-        before, cures = worst(shares.together), dict[str, list[Cure]]()
+        before = worst(shares.together)
         count, done = sum(map(len, trials.values())) + bool(names), 0
 
         def simulate(trial: Trial) -> Cure:
@@ -246,14 +246,14 @@ class Examination:
             on = (set(self.case.switches) - trial.off) | {switch.name for switch in trial.more}
             return cure(trial, before, board.noise(on))
 
-        for name, found in trials.items():
-            cures[name] = by_preference([simulate(trial) for trial in found])
-        kept = {node for found in cures.values() for node in best_float(found)}
+        simulated = {name: [simulate(trial) for trial in found] for name, found in trials.items()}
+        kept = {node for found in simulated.values() for node in best_float(found)}
+        cures = {name: by_preference(found) for name, found in simulated.items()}
         return cures, simulate(clinic.in_float(kept)) if kept else None
 
 
 def best_float(cures: Sequence[Cure]) -> list[str]:
-    """What to keep in float for one operator; nothing where that does not help."""
+    """What to keep in float for one operator, even if that helps only together with others."""
     kept = [cure for cure in cures if cure.kind == "keep float"]
     return max(kept, key=lambda cure: cure.gain_db).nodes if kept else []
 

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onnxq.errors import RecipeError
 from onnxq.graph import Graph, to_model, weight
-from onnxq.numerics.affine import parameters
+from onnxq.numerics.affine import parameters, quantize_weight
 from onnxq.numerics.formats import FORMATS
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.plan import NodePlan, Plan, TensorPlan, Treatment
 from onnxq.recipe import Recipe, make_recipe
 from onnxq.runtime import Session
+from onnxq.weights import differences
 from tests.onnx_text import (
     apply,
     assert_same,
@@ -309,6 +311,72 @@ def test_scale_that_made_room_is_not_shared_with_another_layer() -> None:
     ranges = {"x": range_of(-0.001, 0.001), **chosen(before, "c d")}
     tensors = apply(InsertQdq(), before, plan_of({"one": "Conv", "two": "Conv"}, ranges)).graph.tensors()
     assert np.all(weight(tensors["w_scale"]) > 2 * weight(tensors["w_scale_1"]))
+
+
+def moved(values: Any, axis: int, seed: int) -> tuple[str, Any]:
+    """A rounding for a weight, and the integers that come of it: some of them one step closer to zero."""
+    nearest = quantize_weight(values, FORMATS["int8"], axis=axis).values
+    step = np.sign(nearest) * (np.random.default_rng(seed).random(nearest.shape) < 0.3).astype(np.int8)
+    return differences(nearest - step, nearest), nearest - step
+
+
+def with_rounding(plan: Plan, **rounding: str) -> Plan:
+    nodes = {n: node.model_copy(update={"rounding": rounding.get(n, "")}) for n, node in plan.nodes.items()}
+    return plan.model_copy(update={"nodes": nodes})
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "axis"),
+    [
+        ("[fc] y = Gemm(x, m, k)", "m", 1),
+        ("[fc] y = Gemm<transB=1>(x, mt, k)", "mt", 0),
+        ("[fc] p = MatMul(x, m) y = Add(p, k)", "m", 1),
+    ],
+)
+def test_integers_of_the_plan_are_stored_and_the_bias_goes_with_them(body: str, name: str, axis: int) -> None:
+    text, integers = moved(W[name], axis, 3)
+    before, means = row(body), np.linspace(0.5, 2, 8)
+    plan = plan_of({"fc": "Gemm"}, {"x": range_of(0, 2, means=means.tolist())})
+    tensors = apply(InsertQdq(), before, with_rounding(plan, fc=text)).graph.tensors()
+    np.testing.assert_array_equal(weight(tensors[f"{name}_quantized"]), integers)
+    plain = apply(InsertQdq(), before, plan).graph.tensors()
+    np.testing.assert_array_equal(weight(tensors[f"{name}_scale"]), weight(plain[f"{name}_scale"]))
+    seen = integers.astype(np.float64) * np.expand_dims(weight(tensors[f"{name}_scale"]), 1 - axis)
+    error = (seen - W[name]) if axis == 1 else (seen - W[name]).T
+    np.testing.assert_allclose(weight(tensors["fc_bias_corrected"]), W["k"] - means @ error, rtol=1e-5, atol=1e-5)
+
+
+def test_where_a_scale_makes_room_the_plan_keeps_the_other_channels() -> None:
+    small, bias = W["w"] * np.float32(1e-5), np.array([0, 0, 0, 20, 0, 0], np.float32)
+    text, integers = moved(small, 0, 1)
+    before = image("[conv] y = Conv(x, s, big)", weights={"s": small, "big": bias})
+    plan = plan_of({"conv": "Conv"}, {"x": range_of(-0.001, 0.001), "y": range_of(0, 20)})
+    raised = apply(InsertQdq(), before, plan).graph.tensors()
+    tensors = apply(InsertQdq(), before, with_rounding(plan, conv=text)).graph.tensors()
+    scales = weight(tensors["s_scale"])
+    np.testing.assert_array_equal(scales, weight(raised["s_scale"]))
+    assert scales[3] > 2 * np.abs(small[3]).max() / 127
+    others = np.arange(6) != 3
+    np.testing.assert_array_equal(weight(tensors["s_quantized"])[others], integers[others])
+    np.testing.assert_array_equal(weight(tensors["s_quantized"])[3], weight(raised["s_quantized"])[3])
+
+
+def test_layers_that_share_a_weight_and_not_its_integers_have_one_each() -> None:
+    before = image("[one] c = Conv(x, w) [two] d = Conv(x, w) [three] e = Conv(x, w) f = Add(c, d) y = Add(f, e)")
+    plan = plan_of({"one": "Conv", "two": "Conv", "three": "Conv"}, chosen(before, "x c d e"))
+    (first, integers), (second, others) = moved(W["w"], 0, 1), moved(W["w"], 0, 2)
+    result = apply(InsertQdq(), before, with_rounding(plan, one=first, two=second, three=first))
+    tensors = result.graph.tensors()
+    np.testing.assert_array_equal(weight(tensors["w_quantized"]), integers)
+    np.testing.assert_array_equal(weight(tensors["w_quantized_1"]), others)
+    assert "w_quantized_2" not in tensors
+
+
+def test_a_rounding_that_does_not_fit_names_its_node() -> None:
+    before = row("[fc] y = MatMul(x, m)")
+    plan = with_rounding(plan_of({"fc": "MatMul"}, {"x": range_of(0, 2)}), fc=moved(W["k"], 0, 1)[0])
+    with pytest.raises(RecipeError, match="Node 'fc': the rounding in the plan does not fit its weight"):
+        apply(InsertQdq(), before, plan)
 
 
 MEANS = {"x": range_of(0, 2, means=[1.0] * 8)}

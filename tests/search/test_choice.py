@@ -248,18 +248,15 @@ def large(groups: int, links: int) -> Instance:
     ]
     ends = [(g, g + 1) for g in range(groups - 1)] + [(3 * g, 3 * g + 7) for g in range(links - groups + 1)]
     pairs = [(f"o{a}", f"o{b}") for a in range(4) for b in range(4) if a != b]
-    dear = [min(time[a], time[b]) * rng.uniform(0, 0.3, len(pairs)) for a, b in ends]
-    return made, [
-        Edge(f"g{a}", f"g{b}", dict(zip(pairs, costs.tolist(), strict=True)))
-        for (a, b), costs in zip(ends, dear, strict=True)
-    ]
+    dear = [(min(time[a], time[b]) * rng.uniform(0, 0.3, len(pairs))).tolist() for a, b in ends]
+    extra = [dict(zip(pairs, costs, strict=True)) for costs in dear]
+    return made, [Edge(f"g{a}", f"g{b}", costs) for (a, b), costs in zip(ends, extra, strict=True)]
 
 
 def test_a_large_model_gets_a_choice_within_its_limits() -> None:
     groups, edges = large(200, 250)
-    got = fastest(groups, edges, max_error=0.1)
-    assert got is not None
-    assert (got.error <= 0.1, len(got.options)) == (True, 200)
+    found = [fastest(groups, edges, max_error=0.1)]
+    assert [(c.error <= 0.1, len(c.options)) for c in found if c] == [(True, 200)]
 
 
 @pytest.mark.parametrize("limit", [1700, 2200, 2900])
@@ -279,9 +276,8 @@ def test_a_chain_is_solved_as_well_as_by_dynamic_programming(limit: int) -> None
 
 
 def test_the_same_groups_get_the_same_choices() -> None:
-    instance = large(20, 22)
-    assert frontier(*instance) == frontier(*instance)
-    assert len(frontier(*instance)) == 5
+    first = frontier(*large(20, 22))
+    assert (first, len(first)) == (frontier(*large(20, 22)), 5)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from onnxq.recipe import make_recipe
 from onnxq.search.forms import DYNAMIC, FLOAT, STATIC, Forms, grid_of, layer_shares
 from onnxq.search.switches import Switch
 from onnxq.targets import CPU
-from onnxq.weights import corrected_bias, rounded_weight, seen_weight
+from onnxq.weights import corrected_bias, differences, rounded_weight, seen_weight
 from tests.onnx_text import EVERYTHING, execute, floats, read
 
 RECIPE = make_recipe({"activation": {"range": "minmax"}})
@@ -89,6 +89,21 @@ def test_a_dynamic_layer() -> None:
     weight, dynamic = by_name(forms(linear()), "one", DYNAMIC).values()
     assert (weight.name, dynamic.name) == ("one|dynamic weight", "one|dynamic")
     assert (dynamic.tensor, dynamic.readers, dynamic.dynamic) == ("x", ("one",), True)
+
+
+def test_other_integers_of_the_plan_are_those_of_the_static_form_alone() -> None:
+    found = forms(linear())
+    layer, plan = found.layers["one"], found.plan
+    nearest = rounded_weight(layer, plan.recipe.weight, True)
+    text = differences(nearest.values // 2, nearest.values)
+    node = plan.nodes["one"].model_copy(update={"rounding": text})
+    other = Forms(found.graph, CPU, plan.model_copy(update={"nodes": {**plan.nodes, "one": node}}))
+    static, bias = (by_name(other, "one", STATIC)[f"one|{part}"].values for part in ("static weight", "bias"))
+    chosen = rounded_weight(layer, plan.recipe.weight, True, text)
+    np.testing.assert_array_equal(static, seen_weight(layer, chosen))
+    np.testing.assert_array_equal(bias, corrected_bias(layer, chosen, plan.tensors["x"].means))
+    dynamic = by_name(other, "one", DYNAMIC)["one|dynamic weight"].values
+    np.testing.assert_array_equal(dynamic, seen_weight(layer, nearest))
 
 
 def test_float_needs_nothing() -> None:
