@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import MICROSOFT, Graph, is_constant, weight
+from onnxq.graph import MICROSOFT, Graph, Tensor, is_constant, weight
+from onnxq.layers import only_reader
 from onnxq.pipeline import Close, Context, Promise
 from onnxq.rewrite import Bind, Change, Either, Match, Op, Pattern, Rule, apply
 from onnxq.spec import Fact
@@ -31,14 +32,17 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class FuseActivations:
-    """Write GELU and HardSwish as one operator, whichever way an exporter spells them.
+    """Write GELU, HardSwish and SiLU as one operator, whichever way an exporter spells them.
 
         x * (0.5 * (1 + Erf(x / 1.4142)))                        => Gelu(x)
         0.5 * x * (1 + Tanh(0.7979 * (x + 0.044715 * x**3)))     => FastGelu(x)
         x * Clip(x + 3, 0, 6) / 6                                => HardSwish(x)
+        x * Sigmoid(alpha * x)                                   => QuickGelu<alpha>(x)
 
     The runtime knows some orders of the factors itself and runs the others one by one, which takes two to three times
-    as long. Leaves alone what is not float32 and what has other constants.
+    as long. It knows the last one too, but not behind a quantized layer, where it gives each of the two readers of x
+    a DequantizeLinear of its own. Leaves alone what is not float32, what has other constants, and a Sigmoid that
+    somebody else reads.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset()
@@ -91,6 +95,27 @@ SIXTH = Either(
 )
 
 
+@dataclass(frozen=True)
+class Twice(Pattern):
+    """A formula that reads x in a second place, `again`; without this, every gate x * Sigmoid(z) would match."""
+
+    inner: Pattern
+
+    def match(self, tensor: Tensor) -> Match | None:
+        """Binds what the formula binds."""
+        found = self.inner.match(tensor)
+        return found if found is not None and found["again"] is found["x"] else None
+
+
+def gated(argument: Pattern) -> tuple[Pattern, Pattern]:
+    """x * Sigmoid(argument) and Sigmoid(argument) * x."""
+    sigmoid = Op("Sigmoid", (argument,), name="sigmoid")
+    return Twice(Op("Mul", (X, sigmoid), name="last")), Twice(Op("Mul", (sigmoid, X), name="last"))
+
+
+SWISH = Either((*gated(AGAIN), *gated(both("Mul", AGAIN, number("alpha")))))
+
+
 def right_numbers(match: Match, graph: Graph, context: Context) -> str | None:
     """The constants are those of the formula, up to the digits that exporters write."""
     for name, tensor in match.tensors.items():
@@ -115,6 +140,20 @@ def knows_hardswish(match: Match, graph: Graph, context: Context) -> str | None:
     return None if graph.opset >= 14 else f"HardSwish came with opset 14; the model has {graph.opset}."
 
 
+def sigmoid_read_once(match: Match, graph: Graph, context: Context) -> str | None:
+    """Nobody else wants the Sigmoid, which would be computed twice."""
+    sigmoid = match.nodes["sigmoid"].outputs[0]
+    return None if only_reader(graph, sigmoid) is not None else f"'{sigmoid.name}' is read elsewhere too."
+
+
+def single_alpha(match: Match, graph: Graph, context: Context) -> str | None:
+    """The operator knows one alpha for all of x, and returns the axes of x."""
+    alpha = match.get("alpha")
+    if alpha is None or (weight(alpha).size == 1 and weight(alpha).ndim <= len(match["x"].shape or ())):
+        return None
+    return f"Its factor '{alpha.name}' is no single number."
+
+
 def build_gelu(match: Match, graph: Graph, context: Context) -> None:
     """Gelu of the standard where the model's opset has it, that of the runtime before."""
     standard = graph.opset >= 20
@@ -135,6 +174,14 @@ def build_hardswish(match: Match, graph: Graph, context: Context) -> None:
     graph.add("HardSwish", [match["x"]], [match.output], name=match.nodes["last"].name)
 
 
+def build_quick_gelu(match: Match, graph: Graph, context: Context) -> None:
+    """QuickGelu, which was named for its alpha of 1.702; SiLU has 1."""
+    alpha = match.get("alpha")
+    value = 1.0 if alpha is None else float(weight(alpha).item())
+    name = match.nodes["last"].name
+    graph.add("QuickGelu", [match["x"]], [match.output], name=name, domain=MICROSOFT, alpha=value)
+
+
 def shifted(kind: str, inner: Pattern) -> Pattern:
     """1 + a function."""
     return both("Add", Op(kind, (inner,)), number("one"))
@@ -152,4 +199,5 @@ RULES = (
         (right_numbers, same_source),
     ),
     Rule("HardSwish", SIXTH, build_hardswish, "last", (right_numbers, same_source, knows_hardswish)),
+    Rule("QuickGelu", SWISH, build_quick_gelu, "last", (same_source, single_alpha, sigmoid_read_once)),
 )

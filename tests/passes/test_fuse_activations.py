@@ -1,4 +1,4 @@
-"""GELU and HardSwish in every spelling that exporters have become one operator; others stay as they are."""
+"""GELU, HardSwish and SiLU in every spelling that exporters have become one operator; others stay as they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from onnxq.graph import Graph
 from onnxq.passes.fuse_activations import FuseActivations
-from tests.onnx_text import apply, assert_same, changes, lines, listing, read, refusal
+from onnxq.runtime import Session
+from tests.onnx_text import apply, assert_same, changes, grid, into, lines, listing, normal, read, refusal, serialize
 
 NUMBERS: dict[str, Any] = {
     "half": np.float32(0.5),
@@ -24,6 +25,9 @@ NUMBERS: dict[str, Any] = {
     "cubic": np.float32(0.044715),
     "slope": np.float32(0.7978845608028654),
     "other": np.float32(0.7),
+    "alpha": np.array([1.702], np.float32),
+    "many": np.linspace(0.5, 2, 64, dtype=np.float32),
+    "deep": np.full((1, 1, 1, 1), 2, np.float32),
 }
 
 
@@ -49,6 +53,12 @@ HARD_SWISH: dict[str, str] = {
     "over six at last": f"{CLIP} c = Mul(x, b) [last] y = Div(c, six)",
     "over six at first": f"{CLIP} c = Div(b, six) [last] y = Mul(c, x)",
     "times a sixth": f"{CLIP} c = Mul(b, sixth) [last] y = Mul(x, c)",
+}
+SWISH: dict[str, tuple[str, str]] = {
+    "x at first": ("a = Sigmoid(x) [last] y = Mul(x, a)", "1"),
+    "x at last": ("a = Sigmoid(x) [last] y = Mul(a, x)", "1"),
+    "alpha": ("a = Mul(x, alpha) b = Sigmoid(a) [last] y = Mul(x, b)", "1.702"),
+    "alpha at first": ("a = Mul(alpha, x) b = Sigmoid(a) [last] y = Mul(b, x)", "1.702"),
 }
 
 
@@ -79,6 +89,60 @@ def test_hard_swish(body: str) -> None:
     assert_same(before, after.graph)
 
 
+@pytest.mark.parametrize("case", SWISH)
+def test_swish(case: str) -> None:
+    body, alpha = SWISH[case]
+    before = model(body)
+    after = apply(FuseActivations(), before)
+    assert listing(after.graph) == f"y = com.microsoft.QuickGelu<alpha={alpha}>(x)"
+    assert [(c.node, c.op, c.done) for c in changes(after)] == [("last", "Mul", "QuickGelu")]
+    assert_same(before, after.graph)
+
+
+def test_swish_of_a_scaled_tensor_has_no_alpha() -> None:
+    before = model("a = Mul(x, other) b = Sigmoid(a) [last] y = Mul(a, b)")
+    after = apply(FuseActivations(), before)
+    assert listing(after.graph) == "a = Mul(x, other)\ny = com.microsoft.QuickGelu<alpha=1>(a)"
+    assert_same(before, after.graph)
+
+
+def test_swish_of_a_sigmoid() -> None:
+    before = model("a = Sigmoid(x) b = Sigmoid(a) [last] y = Mul(b, a)")
+    after = apply(FuseActivations(), before)
+    assert listing(after.graph) == "a = Sigmoid(x)\ny = com.microsoft.QuickGelu<alpha=1>(a)"
+    assert_same(before, after.graph)
+
+
+def test_the_runtime_does_not_fuse_swish_behind_integers() -> None:
+    text = f"{into('x')} s = Sigmoid(x_f) y = Mul(x_f, s)"
+    before = read(f"(float[2,3,64] x) => (float[2,3,64] y) {{ {text} }}", grid("x", -4, 4))
+    after = apply(FuseActivations(), before)
+    assert_same(before, after.graph)
+    assert "QuickGelu" in kernels(after.graph)
+    assert "QuickGelu" not in kernels(before), "if not, the runtime has learned, and this row can go"
+
+
+def kernels(graph: Graph) -> list[str]:
+    """What the runtime makes of a graph."""
+    session = Session(serialize(graph), threads=1, profile=True)
+    session.run(normal(graph))
+    return [kernel.op for kernel in session.kernels()]
+
+
+@pytest.mark.parametrize("inputs", ["float[2,3,64] x, float[2,3,64] z", "float[2,3,64] x, float[2,1,64] z"])
+def test_a_gate_is_no_swish(inputs: str) -> None:
+    before = model("a = Sigmoid(z) [last] y = Mul(x, a)", inputs=inputs)
+    after = apply(FuseActivations(), before)
+    assert (listing(after.graph), changes(after)) == (listing(before), [])
+
+
+def test_a_sigmoid_that_is_an_output_stays() -> None:
+    before = read("(float[2,64] x) => (float[2,64] y, float[2,64] a) { a = Sigmoid(x) [last] y = Mul(x, a) }")
+    after = apply(FuseActivations(), before)
+    assert refusal(after, "last") == "'a' is read elsewhere too."
+    assert listing(after.graph) == listing(before)
+
+
 REFUSED: dict[str, tuple[str, int, str, str]] = {
     "another factor": (
         f"a = Div(x, root) {ERF} d = Mul(x, c) [last] y = Mul(d, other)",
@@ -99,6 +163,24 @@ REFUSED: dict[str, tuple[str, int, str, str]] = {
         "float[2,3,64] x, float[2,3,64] z",
         "It multiplies different tensors.",
     ),
+    "a Sigmoid for two": (
+        "a = Sigmoid(x) [last] b = Mul(x, a) y = Add(a, b)",
+        17,
+        "float[2,3,64] x",
+        "'a' is read elsewhere too.",
+    ),
+    "an alpha for each channel": (
+        "a = Mul(x, many) b = Sigmoid(a) [last] y = Mul(x, b)",
+        17,
+        "float[2,3,64] x",
+        "Its factor 'many' is no single number.",
+    ),
+    "an alpha that adds an axis": (
+        "a = Mul(x, deep) b = Sigmoid(a) [last] c = Mul(x, b) y = ReduceMax<axes=[0], keepdims=0>(c)",
+        17,
+        "float[2,3,64] x",
+        "Its factor 'deep' is no single number.",
+    ),
     "an old opset": (HARD_SWISH["over six at last"], 13, "float[2,3,64] x", "HardSwish came with opset 14"),
 }
 
@@ -112,9 +194,9 @@ def test_leaves_alone(case: str) -> None:
     assert listing(after.graph) == listing(before)
 
 
-def test_leaves_doubles_alone() -> None:
+@pytest.mark.parametrize("body", [HARD_SWISH["over six at last"], *(body for body, _ in SWISH.values())])
+def test_leaves_doubles_alone(body: str) -> None:
     numbers = {name: values.astype(np.float64) for name, values in NUMBERS.items()}
-    body = HARD_SWISH["over six at last"]
     before = read(f"(double[2,64] x) => (double[2,64] y) {{ {body} }}", numbers)
     after = apply(FuseActivations(), before)
     assert refusal(after, "last") == "It computes in float64; the one operator is made for float32."
