@@ -119,7 +119,7 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
 
 
 def make_faster(build: Build, data: Data, options: Options) -> tuple[list[str], int]:
-    """Apply the rewrites that pay on this machine, once the model is quantized; their names, and the opset for them."""
+    """Apply the rewrites that pay on this machine, in floats or quantized; their names, and the opset for them."""
     target, recipe = build.context.target, by_rule(build.recipe, "minmax")
 
     def draft(graph: Graph) -> Graph:

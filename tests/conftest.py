@@ -137,7 +137,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setattr(proof, "interleave", clock.interleave)
     monkeypatch.setattr(proof, "loaded_memory", lambda *_: 0)
     monkeypatch.setattr(planning, "Stopwatch", partial(Stopwatch, timer=clock.take_turns))
-    monkeypatch.setattr(rewrites, "interleave", lambda *_, **__: [Timing(6.0, 1.0), Timing(6.0, 1.0)])
+    monkeypatch.setattr(rewrites, "interleave", lambda sessions, *_, **__: [Timing(6.0, 1.0) for _ in sessions])
     return clock
 
 
