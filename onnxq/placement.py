@@ -104,9 +104,14 @@ def _draft_layer(graph: Graph, node: Node, target: Target, draft: Draft) -> None
 
 
 def _is_stem(layer: Layer, target: Target) -> bool:
-    """A convolution over few channels whose output only convolutions read: others would then run in floats too."""
-    readers = layer.output.outputs
-    return layer.node.op == "Conv" and _channels(layer) < target.stem_channels and all(r.op == "Conv" for r in readers)
+    """A convolution over few channels, read by others or by what is float anyway: nothing loses its integers."""
+    few = layer.node.op == "Conv" and _channels(layer) < target.stem_channels
+    return few and not any(_could_follow(reader, target) for reader in layer.output.outputs)
+
+
+def _could_follow(node: Node, target: Target) -> bool:
+    """Whether an operator between layers can run as integers at all."""
+    return not node.domain and node.op in target.followers | target.movers | target.joins
 
 
 def _channels(layer: Layer) -> int:
@@ -121,7 +126,7 @@ def data_inputs(node: Node, target: Target) -> list[Tensor]:
 
 
 def _follows(node: Node, target: Target, draft: Draft) -> bool:
-    if (node.domain or "") or node.op not in target.followers | target.movers | target.joins:
+    if not _could_follow(node, target):
         return False
     if node.op == "AveragePool" and any(node.attrs.get(k, 0) for k in ("ceil_mode", "dilations")):
         return False

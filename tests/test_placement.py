@@ -145,8 +145,10 @@ def test_gate_without_integer_kernel_keeps_the_product_in_float() -> None:
 STEM = "2,3,8,8"
 
 
-def test_stem_that_only_convolutions_read_stays_in_float() -> None:
-    body = "[stem] c = Conv(x, w3) r = Relu(c) [one] d = Conv(r, w) [two] e = Conv(r, w) y = Mul(d, e)"
+@pytest.mark.parametrize("act", ["Relu(c)", "HardSwish(c)", "com.microsoft.QuickGelu(c)"])
+def test_stem_that_only_convolutions_read_stays_in_float(act: str) -> None:
+    """An activation that is float anyway changes nothing."""
+    body = f"[stem] c = Conv(x, w3) r = {act} [one] d = Conv(r, w) [two] e = Conv(r, w) y = Mul(d, e)"
     placement = placed(image(body, x=STEM))
     assert static(placement) == {"one", "two"}
     assert placement.nodes["stem"].reason == "A convolution over 3 channels is faster in float here."
