@@ -41,7 +41,7 @@ from onnxq.search.cost import Costs, measure_costs
 from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
 from onnxq.search.mix import Table, mixtures
 from onnxq.search.reach import best_ranges
-from onnxq.search.rewrites import fires, worth_it
+from onnxq.search.rewrites import fires, keeps_named, worth_it
 from onnxq.search.rounding import choose_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
 from onnxq.search.stopwatch import Stopwatch
@@ -131,7 +131,8 @@ def make_faster(build: Build, data: Data, options: Options) -> tuple[list[str], 
     feeds = next(data.batches(options.batch))
     newer = raised(build, ATTENTION_OPSET)
     graph, context = newer or build.graph, build.context
-    found = worth_it(FASTER, graph, context, draft, feeds, options.threads, options.memo, build.progress)
+    steps = [step for step in FASTER if keeps_named(step, graph, context, build.recipe)]
+    found = worth_it(steps, graph, context, draft, feeds, options.threads, options.memo, build.progress)
     needed = newer is not None and not all(fires(step, build.graph, context) for step in found)
     names, opset = [type(step).__name__ for step in found], ATTENTION_OPSET if needed else 0
     build.rewrite(names, opset)

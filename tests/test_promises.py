@@ -380,6 +380,18 @@ def test_every_pass_has_something_to_do() -> None:
     assert idle <= {"RestoreWeights", "KeepFloat"}
 
 
+def test_rewrites_go_together() -> None:
+    """Attention is found although the layers that make q, k and v are merged too."""
+    before, feeds = normal("encoder"), SAMPLES["encoder"].feeds()
+    after = run(FASTER, before, Context(CPU), EVERYTHING).graph
+    (attention,) = [node for node in after.nodes if node.op == "Attention"]
+    (split,) = [node for node in after.nodes if node.op == "Split"]
+    assert [tensor.name for tensor in split.outputs] == ["q1", "k0", "v1"]
+    assert [tensor.name for tensor in attention.inputs[:3]] == ["q1", "k0", "v1"]
+    for want, have in zip(execute(before, feeds), execute(after, feeds), strict=True):
+        np.testing.assert_allclose(have, want, rtol=0, atol=FLOAT_SUM * float(np.abs(want).max()))
+
+
 MIXED = frozenset(
     {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger", "QAttention"}
 )

@@ -18,8 +18,10 @@ import numpy as np
 from onnxq import runtime
 from onnxq.calibration.collect import Progress, silent
 from onnxq.graph import Graph, to_model
+from onnxq.layers import weight_obstacle
 from onnxq.memo import JSON, Memo
 from onnxq.pipeline import Context, Outcome, Pass, run
+from onnxq.recipe import Override, Recipe
 from onnxq.runtime import Session, interleave
 from onnxq.spec import Fact
 
@@ -69,6 +71,15 @@ def worth_it(
             graph = outcome.graph
         progress("rewrites", done, len(passes))
     return kept
+
+
+def keeps_named(step: Pass, graph: Graph, context: Context, recipe: Recipe) -> bool:
+    """Whether all layers about which the recipe says something of their own are still there after a pass."""
+    if not recipe.nodes:
+        return True
+    left = {node.name for node in run((step,), graph, context, GIVEN).graph.nodes}
+    gone = [node for node in graph.nodes if node.name not in left and weight_obstacle(node) is None]
+    return all(recipe.override(node.name, node.op) == Override() for node in gone)
 
 
 def changed(outcome: Outcome) -> bool:

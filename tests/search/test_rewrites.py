@@ -11,14 +11,16 @@ import pytest
 
 from onnxq.graph import Graph
 from onnxq.memo import Memo
+from onnxq.passes.merge_linear import MergeLinear
 from onnxq.pipeline import Context, Lossy, Promise
+from onnxq.recipe import make_recipe
 from onnxq.rewrite import Change
 from onnxq.runtime import Session, Timing
 from onnxq.search import rewrites
-from onnxq.search.rewrites import fires, worth_it
+from onnxq.search.rewrites import fires, keeps_named, worth_it
 from onnxq.spec import Fact
 from onnxq.targets import CPU
-from tests.onnx_text import apply, normal, ops, read
+from tests.onnx_text import apply, floats, normal, ops, read
 
 CONTEXT = Context(CPU)
 
@@ -113,6 +115,24 @@ def test_what_finds_nothing_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (clock.timed, drafts.given) == (0, [])
     assert fires(NEG_TO_SIGN, graph, CONTEXT)
     assert not fires(Swap("Sin", "Cos"), graph, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "kept"),
+    [
+        ({}, True),
+        ({"one": {"quantize": False}}, True),
+        ({"tw*": {"quantize": False}}, False),
+        ({"two": {"range": "mse"}}, False),
+        ({"two": {}}, True),
+        ({"act": {"quantize": False}}, True),
+    ],
+)
+def test_layers_that_the_recipe_names_stay(nodes: dict[str, dict[str, object]], kept: bool) -> None:
+    body = "[one] y = MatMul(x, w) [two] m = MatMul(x, v) [act] z = Relu(m)"
+    text = f"(float[2,3] x) => (float[2,4] y, float[2,5] z) {{ {body} }}"
+    graph = read(text, {"w": floats(3, 4), "v": floats(3, 5)})
+    assert keeps_named(MergeLinear(), graph, CONTEXT, make_recipe({"nodes": nodes})) == kept
 
 
 @pytest.mark.parametrize("stored", [True, False])
