@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -47,6 +47,13 @@ class Numbers:
         """The transposed matrix."""
         axis = None if self.axis is None else 1 - self.axis % 2
         return Numbers(self.values.T, None if self.integers is None else self.integers.T, self.scales, axis)
+
+    def without(self, last: int) -> Numbers:
+        """The weight of a convolution without its last input channels."""
+        few = slice(0, self.values.shape[1] - last) if last else slice(None)
+        return replace(
+            self, values=self.values[:, few], integers=None if self.integers is None else self.integers[:, few]
+        )
 
 
 @dataclass(frozen=True)

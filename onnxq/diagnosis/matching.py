@@ -17,7 +17,7 @@ ABSORBED = frozenset({"Relu", "Clip"})
 
 ADDED = re.compile(
     r"_QuantizeLinear(_Output|_Input)?$|_DequantizeLinear(_Output)?$|_(output_|un|de)?quantized?$|_quant$|quant_scaled_output$"
-    r"|_quantize$|_dequantize$|_balanced$|_transposed$|_unclipped$|_float$|_\d+$|^(q|dq)_output_|^(Q|Deq)uantizeLinear_"
+    r"|_quantize$|_dequantize$|_balanced$|_padded$|_transposed$|_unclipped$|_float$|_\d+$|^(q|dq)_output_|^(Q|Deq)uantizeLinear_"
 )
 """What tools (ONNX Runtime, NNCF, this one) put around the name of a float tensor or node."""
 
@@ -41,6 +41,11 @@ class Pair:
 
     layer: Layer
     stored: StoredLayer
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weight is stored in integers."""
+        return self.stored.weight.scales > 0
 
     @property
     def exact(self) -> Array:

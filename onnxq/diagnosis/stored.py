@@ -18,6 +18,9 @@ from onnxq.graph import Array, Graph, Node, Tensor
 from onnxq.numerics.formats import FORMATS
 from onnxq.search.switches import Grid
 
+FLOAT_LAYERS = frozenset({"Conv", "FusedConv", "MatMul", "Gemm"})
+"""Layers whose weight may be one of floats; FusedConv is a Conv that the runtime shall not quantize on its own."""
+
 Input = Grid | Literal["dynamic"] | None
 """How a layer reads its activation: on a fixed grid, on one found at run time, or in floats."""
 
@@ -91,6 +94,14 @@ class Reader:
             if found is not None:
                 yield found
 
+    def float_layers(self) -> Iterator[StoredLayer]:
+        """Every layer with a constant weight in floats, which a tool may have rescaled like those beside it."""
+        for node in self.graph.nodes:
+            numbers = self.constants.numbers(node.inputs[1]) if node.op in FLOAT_LAYERS else None
+            if numbers is not None and numbers.scales == 0:
+                turned = node.op == "Gemm" and node.attrs.get("transB", 0)
+                yield self._layer(node, numbers.turned() if turned else numbers, node.inputs[1], None, None)
+
     # one for each kind of operator
 
     def _with_floats(self, node: Node) -> StoredLayer | None:
@@ -109,6 +120,7 @@ class Reader:
         numbers = self._stored(node, 3, 4, 5, axis)
         if numbers is None:
             return None
+        numbers = numbers.without(self._padded(node.inputs[0]))
         bias = self.constants.value(_at(node, {"QLinearConv": 8, "QGemm": 6}.get(node.op, 99)))
         if bias is not None:  # int32 in units of the accumulator
             steps = self.constants.value(node.inputs[1]), self.constants.value(node.inputs[4])
@@ -159,6 +171,14 @@ class Reader:
     def _layer(self, node: Node, numbers: Numbers, weight: Tensor, bias: Array | None, data: Input) -> StoredLayer:
         names = (node.name, weight.name, node.outputs[0].name)
         return StoredLayer(node, names, numbers, None if bias is None else bias.reshape(-1), data)
+
+    def _padded(self, data: Tensor) -> int:
+        """How many channels a Pad has put behind those that there were, for weights of 0 to read."""
+        maker = data.inputs[0] if data.inputs else None
+        pads = self.constants.value(_at(maker, 1)) if maker is not None and maker.op == "Pad" else None
+        if pads is None or pads.size != 8 or np.count_nonzero(pads) != np.count_nonzero(pads[5]):
+            return 0
+        return max(0, int(pads[5]))  # of the begins and ends of four axes, the end of the second
 
     def _stored(self, node: Node, place: int, scale: int, zero_point: int, axis: int) -> Numbers | None:
         values, step = self.constants.value(node.inputs[place]), self.constants.value(_at(node, scale))

@@ -68,15 +68,18 @@ def open_case(graph: Graph, quantized: Graph) -> Case:
     """Compare a normalized float graph with a quantized one. The float graph is not touched."""
     graph = graph.copy()
     reader = Reader.of(quantized)
-    pairs, lost = pair_up(graph, list(reader.layers()))
-    work = Work(graph, reader, pairs)
+    pairs, lost = pair_up(graph, [*reader.layers(), *reader.float_layers()])
+    work = Work(graph, reader, [pair for pair in pairs if pair.is_quantized])
     for pair in pairs:
-        work.add_layer(pair)
+        if pair.is_quantized:
+            work.add_layer(pair)
+        else:
+            work.factors(pair)  # which tell those of the layers behind it
     work.add_between()
     work.add_constants()
     order = {node.name: place for place, node in enumerate(graph.nodes)}
     suspects = dict(sorted(work.suspects.items(), key=lambda item: order[item[0]]))
-    return Case(graph, suspects, work.switches, lost)
+    return Case(graph, suspects, work.switches, [stored for stored in lost if stored.weight.scales])
 
 
 @dataclass
@@ -174,7 +177,7 @@ class Work:
                 continue
             owner = self.owners[name].node if name in self.owners else next(iter((*tensor.inputs, *readers)))
             axis = 1 if owner.op == "Conv" or len(tensor.shape or ()) >= 4 else -1
-            grid = stretched(grid, _inverse(self.scaled.get(name)), axis)
+            grid = stretched(grid, _inverse(scale_of(tensor, self.scaled)), axis)
             switch = Switch(f"{name}: between", name, tuple(chosen), grid=grid)
             self.suspect(owner).activation.append(self.switch(switch))
 

@@ -25,6 +25,9 @@ ROUNDING = 1e-5
 UNEXPLAINED = 0.05
 """The share of the weight that rounding may leave unexplained."""
 
+TOLD = 2.0
+"""Where the layer before tells the factors of the inputs, less evidence will do: so many times as much may be left."""
+
 MUCH_THE_SAME = 1.5
 """Factors on one side are preferred to both where they leave no more than so many times as much."""
 
@@ -66,7 +69,8 @@ def find_factors(
         exact: the float weight.
         changed: the weight as it was stored, dequantized.
         groups: of a grouped convolution.
-        known_input: factors of the input channels where the layer before tells them; then only outputs are searched.
+        known_input: factors of the input channels where the layer before tells them; then only outputs are searched,
+            and the difference need not be explained as well: it was rescaled, or it would not fit that layer.
     """
     a, b = _blocks(exact, groups), _blocks(changed, groups)
     reach = np.sqrt(np.sum(b * b, axis=(2, 3), keepdims=True))
@@ -83,9 +87,10 @@ def find_factors(
         tries.insert(0, (np.ones((groups, a.shape[1], 1, 1)), _ratio(a, b, 1)))
         tries.append(_both(a, b, *tries[-1]))
     left = [float(np.sum((b - output * a * inputs) ** 2)) for output, inputs in tries]
+    bar = 1.0 if known_input is None else TOLD
     for (output, inputs), own in zip(tries, left, strict=True):
         searched = sum(side.size for side in (output, inputs) if side is not start and np.any(side != 1))
-        explains = own < FAR_SMALLER * before and own < UNEXPLAINED * total and own <= MUCH_THE_SAME * min(left)
+        explains = own < bar * min(FAR_SMALLER * before, UNEXPLAINED * total) and own <= MUCH_THE_SAME * min(left)
         if explains and a.size >= NUMBERS_PER_FACTOR * searched:
             return Factors(output.reshape(-1), inputs.reshape(-1))
     return None

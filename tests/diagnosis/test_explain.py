@@ -162,6 +162,64 @@ def test_channels_that_were_equalized_before(pooled: str, tool: str, tmp_path: P
     assert found.simulated_db == pytest.approx(found.measured_db, abs=1.0)
 
 
+def equalized(source: Path, target: Path, factors: dict[str, Array]) -> Path:
+    """The same function, with what the second and the third convolution make multiplied channel by channel."""
+    stored = onnx.load(source)
+    weights = {tensor.name: tensor for tensor in stored.graph.initializer}
+    for name, values in factors.items():
+        shape = (-1, 1, 1, 1) if name.startswith("w") else (-1,) if name.startswith("b") else (1, -1, 1, 1)
+        own = weights[name.removeprefix("/")]
+        changed = numpy_helper.to_array(own) * values.reshape(shape) ** (-1 if name.startswith("/") else 1)
+        own.CopyFrom(numpy_helper.from_array(changed.astype(np.float32), own.name))
+    onnx.save(stored, target)
+    return target
+
+
+def some_factors(seed: int) -> Array:
+    return np.asarray(20 * np.exp(np.random.default_rng(seed).normal(0, 1, 8)))
+
+
+def test_a_float_layer_that_was_rescaled_tells_of_those_behind_it(tmp_path: Path) -> None:
+    """Else a layer that was rescaled on both sides has one factor too many to be found: outputs * c, inputs / c."""
+    model, f, g = chain(tmp_path / "model.onnx", healthy()), some_factors(1), some_factors(2)
+    factors = {"w1": f, "b1": f, "/w2": f, "w2": g, "b2": g, "/w3": g}
+    changed = equalized(model, tmp_path / "equalized.onnx", factors)
+    for kept in (["conv1"], ["conv0", "conv1"]):
+        quantized = by_onnxq(changed, pictures(), nodes={name: {"quantize": False} for name in kept})
+        found = look(model, quantized, pictures(), top=0)
+        assert {finding.node for finding in found.findings if finding.rescaled} == {"conv2", "conv3"}
+        assert found.measured_db is not None
+        assert found.simulated_db == pytest.approx(found.measured_db, abs=1.0)
+        assert found.notes == []
+
+
+def test_a_sum_of_rescaled_tensors_is_rescaled_too(tmp_path: Path) -> None:
+    model, f = two_sums(tmp_path / "model.onnx"), some_factors(1)
+    changed = equalized(model, tmp_path / "equalized.onnx", {"w0": f, "b0": f, "w1": f, "b1": f, "/w2": f})
+    found = look(model, by_runtime(changed, pictures(), integer=True, per_channel=True), pictures(), top=1)
+    assert {finding.node for finding in found.findings if finding.rescaled} == {"conv0", "conv1", "conv2"}
+    assert "Add" in {finding.op for finding in found.findings}
+    assert found.measured_db is not None
+    assert found.simulated_db == pytest.approx(found.measured_db, abs=1.0)
+
+
+def two_sums(path: Path) -> Path:
+    """Two convolutions of one picture, their sum twice over, and one convolution of that."""
+    chain(path, healthy()[:3])
+    stored = onnx.load(path)
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", f"w{i}", f"b{i}"], [f"c{i}"], f"conv{i}", pads=[1] * 4) for i in (0, 1)
+    ]
+    nodes.append(onnx.helper.make_node("Add", ["c0", "c1"], ["s"], "sum"))
+    nodes.append(onnx.helper.make_node("MaxPool", ["s"], ["m"], "max", kernel_shape=[1, 1]))
+    nodes.append(onnx.helper.make_node("Add", ["m", "s"], ["t"], "twice"))
+    nodes.append(onnx.helper.make_node("Conv", ["t", "w2", "b2"], ["y"], "conv2", pads=[1] * 4))
+    del stored.graph.node[:]
+    stored.graph.node.extend(nodes)
+    onnx.save(stored, path)
+    return path
+
+
 def scaled_bias(model: Path, name: str, factors: Array) -> None:
     stored = onnx.load(model)
     bias = next(tensor for tensor in stored.graph.initializer if tensor.name == name)

@@ -25,6 +25,7 @@ KNOWN = {"/a/Conv_output_0", "w", "b_1", "x", "y", "conv"}
         ("w_dequantized", "w"),
         ("x_unquantized", "x"),
         ("w_balanced_quantized_transposed", "w"),
+        ("w_balanced_quantized_padded", "w"),
         ("conv_quant", "conv"),
         ("conv_1", "conv"),
         ("/a/Conv_output_0_output_quantized", "/a/Conv_output_0"),

@@ -11,7 +11,7 @@ import pytest
 from onnxq.diagnosis.stored import Reader, StoredLayer, make_grid
 from onnxq.numerics.formats import INT8, UINT8
 from onnxq.search.switches import Grid
-from tests.onnx_text import Array, grid, integers, read
+from tests.onnx_text import Array, floats, grid, integers, read
 
 W: dict[str, Array] = integers("w", (6, 4), axis=1, symmetric=False)
 FLAT = ((W["w"].astype(np.float32) - W["w_zero"]) * W["w_scale"]).astype(np.float32)
@@ -137,6 +137,40 @@ def test_convolutions() -> None:
     np.testing.assert_allclose(moving.weight.values, kernel["w"] * 0.5)
     assert (moving.data, moving.weight.scales, moving.is_convolution) == ("dynamic", 1, True)
     assert "p" in moving.names, "the float model knows the tensor behind the scales"
+
+
+PADDED = "p = Pad(q, pads) z = QLinearConv(p, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero)"
+
+
+@pytest.mark.parametrize(
+    ("pads", "kept"),
+    [([0, 0, 0, 0, 0, 2, 0, 0], 2), ([0, 0, 1, 1, 0, 0, 1, 1], 4), ([0, 1, 0, 0, 0, 1, 0, 0], 4)],
+    ids=["channels behind", "pixels", "channels around"],
+)
+def test_channels_that_were_padded_are_left_out(pads: list[int], kept: int) -> None:
+    kernel = integers("w", (3, 4, 1, 1), axis=0) | {"pads": np.asarray(pads)}
+    picture = f"(float[n,{4 - pads[1] - pads[5]},4,4] x) => (float[n,3,{4 + 2 * pads[2]},{4 + 2 * pads[3]}] y)"
+    found = only(Q + PADDED + OUT, kernel | STEPS, interface=picture)
+    assert found.weight.integers is not None
+    np.testing.assert_array_equal(found.weight.integers, kernel["w"][:, :kept])
+    assert found.weight.values.shape == found.weight.integers.shape
+
+
+def test_layers_that_stayed_in_float() -> None:
+    weights = {"u": np.arange(24, dtype=np.float32).reshape(6, 4), "v": np.ones((5, 4), np.float32)} | W
+    body = (
+        "a = MatMul(x, u) b = Gemm<transB=1>(a, v) v8 = DequantizeLinear<axis=1>(w, w_scale, w_zero) y = MatMul(x, v8)"
+    )
+    graph = read(f"(float[n,6] x) => (float[n,5] b, float[n,4] y) {{ {body} }}", weights)
+    first, second = Reader.of(graph).float_layers()
+    assert (first.names[1:], first.weight.scales, first.data) == (("u", "a"), 0, None)
+    np.testing.assert_array_equal(first.weight.values, weights["u"])
+    assert second.weight.values.shape == (4, 5), "as a product has it"
+    assert [layer.names[2] for layer in Reader.of(graph).layers()] == ["y"]
+    fused = read(
+        f"(float[n,2,4,4] x) => (float[n,3,4,4] y) {{ y = {MICROSOFT}FusedConv(x, k) }}", {"k": floats(3, 2, 1, 1)}
+    )
+    assert [layer.is_convolution for layer in Reader.of(fused).float_layers()] == [True]
 
 
 def test_what_is_no_layer_with_a_quantized_weight() -> None:

@@ -63,6 +63,16 @@ def test_what_the_layer_before_tells_is_taken_over() -> None:
     np.testing.assert_array_equal(factors.input, inputs)
 
 
+def test_factors_that_the_layer_before_tells_need_less_evidence() -> None:
+    """Rounding that heeds the outputs moves weights further than to the nearest integer."""
+    exact, outputs, inputs = normal(24, 16), some(24, 3) ** 0.5, some(16, 4) ** 0.5
+    changed = exact * outputs[:, None] * inputs * (1 + 0.32 * normal(24, 16, seed=5))
+    assert find_factors(exact, changed) is None
+    factors = found(exact, changed, known_input=inputs)
+    assert np.abs(np.log(factors.output / outputs)).mean() < 0.15 < 0.3 < np.abs(np.log(outputs)).mean()
+    assert find_factors(exact, exact + 0.3 * normal(24, 16, seed=1), known_input=inputs) is None, "nothing like it"
+
+
 @pytest.mark.parametrize("groups", [2, 8])
 def test_groups(groups: int) -> None:
     exact, outputs, inputs = normal(8, 8 // groups, 3, 3), some(8, 5), some(8, 6)
