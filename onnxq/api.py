@@ -13,10 +13,11 @@ from onnxq.build import Build, Nothing, choose_mode, prepare, typed
 from onnxq.calibration.collect import save_statistics
 from onnxq.calibration.data import Data, DataSource, open_data
 from onnxq.comparison import batch_size
-from onnxq.delivery import Delivery, deliver, deliver_frontier, give_up
+from onnxq.delivery import Delivery, deliver, give_up
 from onnxq.diagnosis.examination import SAMPLES, Settings, examine, normal
 from onnxq.diagnosis.findings import Diagnosis
 from onnxq.errors import DataError, ModelError, OutputError, RecipeError, UnsupportedModel
+from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
 from onnxq.inspection import Summary, has_scales, summarize
 from onnxq.metric import check
@@ -28,6 +29,9 @@ from onnxq.planning import calibrate_graph, plan_model
 from onnxq.proof import Proof, by_operator, prove
 from onnxq.recipe import Contract, Mode, Recipe
 from onnxq.result import Result
+
+NAMELESS = Path("model.onnx")
+"""What a model that is only in memory is called."""
 
 
 def optimize(
@@ -69,9 +73,11 @@ def optimize(
     source = load(model)
     target = _target(model, output)
     _check_keep_best(model, target, options.keep_best)
+    _check_frontier(model, source, target, options)
     wanted = plan.recipe if plan else recipe or Recipe()
     feeds = None if data is None else open_data(data, source.interface().inputs)
     mode = choose_mode(wanted, feeds is not None, bool(plan or statistics)) if not has_scales(source) else "static-int8"
+    check_choice("mixed-int8" if has_scales(source) else mode, plan, feeds is not None, options)
     build = Build(source.copy(), wanted, mode, progress=options.progress)
     with _as_file(model, source) as reference, _named(model):
         calibration, held = _split(feeds, options.samples, mode, build)
@@ -86,9 +92,9 @@ def optimize(
         try:
             plans = plan_model(build, plan, calibration, [Path(path) for path in statistics], options)
         except Nothing as nothing:
-            return give_up(str(nothing), build, delivery)
-        points = deliver_frontier(build, plans, delivery, options.frontier) if options.frontier and plans else []
-        result = deliver(build, plans, delivery).model_copy(update={"frontier": points})
+            return Frontier(options.frontier is not None).beside(give_up(str(nothing), build, delivery))
+        with frontier(build, plans, delivery) as models:
+            result = models.beside(deliver(build, plans, delivery))
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
 
@@ -127,6 +133,15 @@ def _check_keep_best(model: Source, target: Path | None, place: Path | None) -> 
         raise OutputError(f"The output and the best model to keep are both '{place}'. Name two files.")
 
 
+def _check_frontier(model: Source, source: Graph, target: Path | None, options: Options) -> None:
+    """Find out before the work whether a frontier can be written. Raises OutputError."""
+    if options.frontier is None:
+        return
+    own = [Path(model)] if isinstance(model, (str, Path)) else []
+    needed = [*own, *source.files, *([options.keep_best] if options.keep_best else [])]
+    check_places(options.frontier, target or NAMELESS, needed)
+
+
 @contextmanager
 def _as_file(model: Source, graph: Graph) -> Iterator[Path]:
     """The float model as a file: its own, or a temporary one for a model that is only in memory."""
@@ -134,7 +149,7 @@ def _as_file(model: Source, graph: Graph) -> Iterator[Path]:
         yield Path(model)
         return
     with TemporaryDirectory(prefix="onnxq.") as folder:
-        file = Path(folder) / "model.onnx"
+        file = Path(folder) / NAMELESS
         save(graph, file)
         yield file
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from onnxq.options import Options
 from onnxq.plan import NodePlan, Plan, Treatment
 from onnxq.proof import Proof, disk_size, prove
 from onnxq.recipe import Contract
-from onnxq.result import Point, Rejected, Result, broken, float_nodes, make_result
+from onnxq.result import Rejected, Result, broken, float_nodes, make_result
 from onnxq.rewrite import Change
 
 USUAL_NOISE = 0.01
@@ -43,6 +43,7 @@ class Delivery:
         seen: whether calibration saw that.
         judged: whether the contract decides, or is only reported.
         options: how to go about it.
+        proofs: what was found about models of this run, by plan: none is proven twice.
     """
 
     reference: tuple[Path, Graph]
@@ -51,6 +52,7 @@ class Delivery:
     seen: bool
     judged: bool
     options: Options
+    proofs: dict[str, Proof] = field(default_factory=dict)
 
 
 def deliver(build: Build, plans: Sequence[Plan], delivery: Delivery) -> Result:
@@ -95,44 +97,6 @@ def _keep(build: Build, start: tuple[Graph, dict[str, list[Change]]], place: Pat
     with replacing(place) as file:
         save(build.graph, file)
     return str(place)
-
-
-def deliver_frontier(build: Build, plans: Sequence[Plan], delivery: Delivery, folder: Path) -> list[Point]:
-    """Write a model for each plan that no other beats in size, latency and accuracy; the build is left as it was."""
-    folder.mkdir(parents=True, exist_ok=True)
-    start, changes, plan = build.graph, dict(build.changes), build.plan
-    name = (delivery.target or delivery.reference[0]).stem
-    points: list[Point] = []
-    for number, choice in enumerate(plans, 1):
-        own = replace(delivery, target=folder / f"{name}.{number}.onnx", judged=False)
-        result, _ = _attempt(build, choice, (start, changes), own)
-        if result.status == "optimized" and result.proof is not None and result.output is not None:
-            points.append(_point(build, result.proof, result.output, delivery))
-    build.graph, build.changes, build.plan = start, changes, plan
-    kept = [point for point in points if not any(_beats(other, point) for other in points)]
-    for point in points:
-        if point not in kept:
-            Path(point.file).unlink()
-    return kept
-
-
-def _point(build: Build, proof: Proof, file: str, delivery: Delivery) -> Point:
-    noise = [output.sqnr_db for output in proof.outputs.values() if output.sqnr_db is not None]
-    return Point(
-        file=file,
-        size=proof.size,
-        milliseconds=proof.milliseconds,
-        speedup=proof.speedup,
-        drop=proof.score.drop if proof.score is not None else None,
-        sqnr_db=min(noise, default=None),
-        holds=judge(build.recipe.contract, proof, delivery.data.is_random).holds,
-    )
-
-
-def _beats(one: Point, other: Point) -> bool:
-    """Whether a model is at least as good in everything, and better in something."""
-    pairs = [(one.size, other.size), (-one.speedup, -other.speedup), (-(one.sqnr_db or 1e9), -(other.sqnr_db or 1e9))]
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def _attempt(
@@ -202,10 +166,17 @@ def _proof(build: Build, file: Path, delivery: Delivery) -> Proof | None:
     if not options.check:
         runtime.Session(file, threads=options.threads)  # what the runtime refuses is not written
         return None
-    path, graph = delivery.reference
+    plan, made = "" if build.plan is None else build.plan.to_json(), load(file)
+    if plan not in delivery.proofs:
+        delivery.proofs[plan] = _proven(build, (file, made), delivery)
+    return delivery.proofs[plan].model_copy(update={"size": disk_size(file, made)})  # which depends on its name
+
+
+def _proven(build: Build, made: tuple[Path, Graph], delivery: Delivery) -> Proof:
+    options, (path, graph) = delivery.options, delivery.reference
     return prove(
         (path, typed(graph)),
-        (file, load(file)),
+        made,
         delivery.data,
         seen=delivery.seen,
         float_nodes=float_nodes(build),

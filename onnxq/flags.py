@@ -237,6 +237,17 @@ PlanFile = Annotated[
         show_default=False,
     ),
 ]
+FrontierFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--frontier",
+        metavar="DIR",
+        rich_help_panel=RESULT,
+        help="Also write a handful of models there, from bold to cautious, none of which another beats in everything: "
+        "NAME.1.onnx to NAME.5.onnx, where NAME is that of the output. Files of these names are replaced.",
+        show_default=False,
+    ),
+]
 SavePlan = Annotated[
     Path | None,
     typer.Option(

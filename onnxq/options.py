@@ -27,7 +27,8 @@ class Options:
         check: whether to validate; without it nothing is proven.
         force: write the model even where validation rejects it.
         keep_best: where to put the best model that was found, should none keep the contract; None: nowhere.
-        frontier: folder for a handful of models from bold to cautious, beside the one that is chosen; None: none.
+        frontier: folder for a handful of models from bold to cautious, beside the one that is chosen: NAME.1.onnx to
+            NAME.5.onnx, where those of an earlier run are replaced; None: none.
         providers: execution providers that validate; the first one is timed.
         memo: what was measured before: interrupted work goes on where it stopped, and later runs decide alike.
         progress: told what is going on.

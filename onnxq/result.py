@@ -25,18 +25,22 @@ class Point(Record):
         size: its bytes.
         milliseconds: its median latency.
         speedup: how many times as fast as the float model it is.
-        drop: what it loses by the metric of the contract; None where that was not measured.
+        metric: what accuracy is measured by; None where that was not measured.
+        drop: what it loses by that; None likewise.
         sqnr_db: signal to quantization noise of its worst output; None where there is no noise.
         holds: whether it keeps the contract.
+        chosen: whether it is the one that was written as the output.
     """
 
     file: str
     size: int
     milliseconds: float
     speedup: float
+    metric: str | None
     drop: float | None
     sqnr_db: float | None
     holds: bool
+    chosen: bool = False
 
 
 class Result(Record):

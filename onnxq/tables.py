@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxq.inspection import Summary
     from onnxq.proof import FloatNode, LayerError, Proof
     from onnxq.recipe import Contract
-    from onnxq.result import Result
+    from onnxq.result import Point, Result
 
 MOST_OUTPUTS, MOST_LAYERS, MOST_KERNELS, MOST_REASONS, MOST_OPERATORS = 5, 5, 8, 4, 5
 """Rows that a person wants to read; the JSON document holds them all."""
@@ -197,6 +197,36 @@ def _accuracy(outputs: Mapping[str, OutputProof], made_up: bool = False) -> Tabl
     return table
 
 
+def _frontier(points: Sequence[Point]) -> Table:
+    """Models from bold to cautious."""
+    metric = next((point.metric for point in points if point.metric), None)
+    drop = [] if metric is None else [f"drop ({metric})"]
+    table = _table("Frontier", "size", "latency", "speed", *drop, "SQNR", "contract", "")
+    for point in points:
+        figures = [size_of(point.size), _time(point.milliseconds), f"{point.speedup:.2f}x"]
+        figures += [_drop(point)] * len(drop)
+        figures += [_decibels(point.sqnr_db), "kept" if point.holds else "broken", "chosen" if point.chosen else ""]
+        table.add_row(Path(point.file).name, *figures, style="bold" if point.chosen else None)
+    return table
+
+
+def _drop(point: Point) -> str:
+    """Nats as they are, everything else in percent."""
+    if point.drop is None:
+        return ""
+    return f"{point.drop:.3g}" if point.metric == "kl" else f"{100 * point.drop:.3g} %"
+
+
+def _where(found: Result) -> str:
+    """Where the models of a frontier lie, and whether the one that was written is among them."""
+    folder = str(Path(found.frontier[0].file).parent)
+    if found.status != "optimized" or found.output is None or any(point.chosen for point in found.frontier):
+        return folder
+    return (
+        f"{folder}; {Path(found.output).name} is none of them: one of these beats it in everything, or is close to it"
+    )
+
+
 def _layers(layers: Sequence[LayerError]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right", no_wrap=True)
@@ -269,9 +299,12 @@ def result(model: Path, found: Result, contract: Contract) -> RenderableType:
         parts += ["", _before_and_after(found.proof), "", _accuracy(found.proof.outputs, found.random), ""]
         rows += [*_score(found.proof, contract), *_proof_rows(found.proof)]
         rows.append(("Measured", _conditions(found.proof)))
+    if found.frontier:
+        parts += [*([] if found.proof else [""]), _frontier(found.frontier), ""]
     rows += [("Data", _data(found))] if _data(found) else []
     rows += [("Warning", Text(warning, style="yellow", overflow="fold")) for warning in found.warnings]
     rows += [("Best kept", Text(found.kept, overflow="fold"))] if found.kept else []
+    rows += [("Frontier", Text(_where(found), overflow="fold"))] if found.frontier else []
     rows.append(("File", _file(found)))
     return Group(*parts, _sheet(rows))
 

@@ -344,6 +344,70 @@ def test_a_folder_that_may_not_be_written(refused: Refused, model: Path, data: P
     refused("optimize", model, "-o", locked / "m.onnx", "--data", data, says=(locked, "cannot be written"))
 
 
+def test_a_frontier_that_cannot_be_written(refused: Refused, model: Path, data: Path, tmp_path: Path) -> None:
+    def no(place: Path, *says: object, words: tuple[object, ...] = ()) -> None:
+        refused("optimize", model, "--data", data, "--frontier", place, *words, says=("--frontier", *says))
+
+    no(data, data, "is no folder")
+    no(data / "models", data, "does not exist")
+    no(tmp_path / "absent" / "models", tmp_path / "absent", "does not exist", "Create it")
+    first = tmp_path / "models" / "model.int8.1.onnx"
+    first.parent.mkdir()
+    no(first.parent, first, "this run needs it", words=("--keep-best", first))
+    first.symlink_to(data)
+    no(first.parent, first, "is no plain file")
+    first.unlink()
+    (tmp_path / "models" / "model.int8.5.onnx").mkdir()
+    no(first.parent, "model.int8.5.onnx", "is no plain file")
+
+
+def test_a_frontier_over_the_model(refused: Refused, model: Path, data: Path) -> None:
+    own = model.rename(model.with_name("a.1.onnx"))
+    words = ("--data", data, "-o", model.with_name("a.onnx"), "--frontier", model.parent)
+    refused("optimize", own, *words, says=(own, "this run needs it", "--frontier"))
+    weights = model.with_name("a.1.onnx.data")
+    onnx.save(onnx.load(own), model, save_as_external_data=True, location=weights.name, size_threshold=0)
+    own.unlink()
+    refused("optimize", model, *words, says=(weights, "this run needs it", "--frontier"))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="The superuser may write everywhere.")
+def test_a_frontier_in_a_folder_that_may_not_be_written(
+    refused: Refused, model: Path, data: Path, tmp_path: Path
+) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    for place in (locked, locked / "models"):
+        refused("optimize", model, "--data", data, "--frontier", place, says=(locked, "cannot be written"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--no-validate"], "--no-validate leaves nothing to compare"),
+        (["--recipe", "static-int8"], "one model, static-int8. Leave out --frontier, or"),
+        (["--recipe", "dynamic-int8"], "one model, dynamic-int8"),
+        (["--format", "qdq"], "--format qdq"),
+        (["--statistics", "any.npz"], "--statistics"),
+    ],
+)
+def test_a_frontier_of_one_model(
+    refused: Refused, model: Path, data: Path, tmp_path: Path, words: list[str], says: str
+) -> None:
+    folder = tmp_path / "models"
+    refused("optimize", model, "--data", data, *words, "--frontier", folder, says=(says, "--frontier"))
+
+
+def test_a_frontier_without_data_or_by_a_plan(
+    onnxq: Command, refused: Refused, model: Path, data: Path, tmp_path: Path
+) -> None:
+    folder, plan = tmp_path / "models", tmp_path / "plan.json"
+    refused("optimize", model, "--frontier", folder, says=("--frontier", "Give --data"))
+    saved = ("--recipe", "static-int8", "--no-validate", "--save-plan", plan)
+    assert onnxq("optimize", model, "--data", data, *saved).code == 0
+    refused("optimize", model, "--plan", plan, "--frontier", folder, says=("--plan makes one model", "--frontier"))
+
+
 # recipes, plans, statistics
 
 

@@ -27,6 +27,7 @@ FLOORS = {
     "onnxq.comparison": 3,
     "onnxq.contract": 3,
     "onnxq.diff": 3,
+    "onnxq.frontier": 3,
     "onnxq.inspection": 3,
     "onnxq.metric": 3,
     "onnxq.metric_choice": 3,
