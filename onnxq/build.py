@@ -195,9 +195,7 @@ def follow_plan(build: Build, plan: Plan) -> None:
     build.plan = plan
     build.rewrite(plan.rewrites, plan.opset)
     check_balance(build.graph, plan.balance)
-    build.factors = divided(build.graph, plan.balance)
-    build.apply(BALANCE, GIVEN)
-    names = {node.name: node for node in build.graph.nodes}
+    names = {node.name: node for node in run(BALANCE, build.graph, build.context, GIVEN).graph.nodes}
     for name, decision in plan.nodes.items():
         if name not in names:
             raise RecipeError(f"The plan names node '{name}', which the model does not have. Make the plan again.")
@@ -211,8 +209,10 @@ def follow_plan(build: Build, plan: Plan) -> None:
 
 def quantize(build: Build) -> None:
     """Write the plan into the graph, and fold it where the recipe wants integer operators."""
+    assert build.plan is not None
     with build.stage("quantize"):
-        build.apply(QUANTIZE, GIVEN)
+        build.factors = divided(build.graph, build.plan.balance)
+        build.apply((*BALANCE, *QUANTIZE), GIVEN)
         if build.recipe.format == "integer":
             build.apply(FOLD, GIVEN | {Fact.QDQ})
 

@@ -14,10 +14,14 @@ import numpy as np
 from onnxq.calibration.collect import Progress, silent, unmasked
 from onnxq.calibration.data import Data, mask_of
 from onnxq.errors import DataError
+from onnxq.numerics.metrics import turned_share
 from onnxq.plan import Record
 from onnxq.runtime import Feeds, Session
 
 Array = np.ndarray[Any, Any]
+
+LEAST_PROBABILITY = 1e-9
+"""Smaller ones are taken for as small as this."""
 
 VOCABULARY = 256
 """An output of more than two axes is taken for a classifier from this size of its last axis on."""
@@ -129,6 +133,10 @@ class Decisions:
     right: int = 0
     lost: int = 0
     """Labels that the float model gets right and the quantized one wrong."""
+    margins: list[Array] = field(default_factory=list)
+    """By how much the float model's decisions beat the next best one."""
+    shifts: list[Array] = field(default_factory=list)
+    """By how much the quantized model moves the difference of the two."""
 
     def add(self, name: str, batch: Batch) -> None:
         """Take in one batch: padding and negative labels do not count."""
@@ -136,6 +144,7 @@ class Decisions:
         keep = kept(expected, batch.mask)
         self.rows += int(np.count_nonzero(keep))
         self.same += int(np.count_nonzero((expected == got)[keep]))
+        self._compare(batch.expected[name], batch.got[name], keep)
         if batch.labels is not None and fits_labels(batch.expected[name], batch.labels):
             truth = batch.labels.reshape(expected.shape)
             keep = keep & (truth >= 0)
@@ -144,6 +153,30 @@ class Decisions:
             self.right_float += int(np.count_nonzero(first))
             self.right += int(np.count_nonzero(second))
             self.lost += int(np.count_nonzero(first & ~second))
+
+    def _compare(self, expected: Array, got: Array, keep: Array) -> None:
+        """Remember how near decisions are, and how far they were moved."""
+        if expected.dtype.kind != "f" or expected.ndim < 2 or expected.shape[-1] < 2:
+            return
+        pair = [x[keep].astype(np.float64) for x in (expected, got)]
+        if _are_probabilities(pair[0]):
+            pair = [np.log(np.maximum(x, LEAST_PROBABILITY)) for x in pair]
+        best = np.argpartition(pair[0], -2, axis=-1)[..., -2:]
+        before, after = (np.diff(np.take_along_axis(x, best, -1), axis=-1)[..., 0] for x in pair)
+        usable = np.isfinite(before) & np.isfinite(after)
+        self.margins.append(np.abs(before[usable]))
+        self.shifts.append((after - before)[usable])
+
+    @property
+    def turned(self) -> float | None:
+        """The share of decisions that may be expected to turn; None where there are no scores to tell."""
+        if not self.margins:
+            return None
+        return turned_share(np.concatenate(self.margins), np.concatenate(self.shifts))
+
+
+def _are_probabilities(rows: Array) -> bool:
+    return bool((rows >= 0).all() and np.allclose(rows.sum(-1), 1.0, atol=1e-3))
 
 
 def decisions(output: Array) -> Array:

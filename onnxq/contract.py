@@ -31,11 +31,13 @@ class Verdict(Record):
 
     Attributes:
         holds: whether it does.
+        accurate: whether the accuracy does.
         reasons: one sentence for each limit that is broken.
         notes: what could not be judged, or not for sure.
     """
 
     holds: bool
+    accurate: bool = True
     reasons: list[str] = []
     notes: list[str] = []
 
@@ -56,7 +58,7 @@ def judge(contract: Contract, proof: Proof, random: bool) -> Verdict:
         broken += [] if keeps(proof.score, contract) else [f"{beside_limit(proof.score, contract)}."]
         notes += _doubts(proof.score, contract)
     reasons = [reason for reason in (*broken, _too_slow(contract, proof), _too_large(contract, proof)) if reason]
-    return Verdict(holds=not reasons, reasons=reasons, notes=notes)
+    return Verdict(holds=not reasons, accurate=not broken, reasons=reasons, notes=notes)
 
 
 def keeps(score: Score, contract: Contract) -> bool:

@@ -25,9 +25,6 @@ from onnxq.recipe import Contract
 from onnxq.result import Rejected, Result, broken, float_nodes, make_result
 from onnxq.rewrite import Change
 
-USUAL_NOISE = 0.01
-"""Noise over signal that a model may leave at its outputs where nobody says how accurate it has to be: 20 dB."""
-
 IN_THE_WAY = 3
 """How many layers a rejection names."""
 
@@ -58,15 +55,15 @@ class Delivery:
 def deliver(build: Build, plans: Sequence[Plan], delivery: Delivery) -> Result:
     """Try plans in order; the first that keeps the contract is written. Without plans the graph goes as it is.
 
-    Plans that are predicted to leave more noise than usual are tried only where a certain drop is allowed. Where none
-    keeps the contract, the float model does, unless speed or size were asked for: then nothing is written.
+    After one that loses too much, only quieter ones are tried. Where none keeps the contract, the float model does,
+    unless speed or size were asked for: then nothing is written.
     """
-    if build.recipe.contract.max_drop is None:
-        plans = [plan for plan in plans if plan.noise is None or plan.noise <= USUAL_NOISE] or plans
     prepared, changes = build.graph, dict(build.changes)
     tried: list[tuple[Plan | None, Result, Verdict]] = []
     wanted: Sequence[Plan | None] = plans or [None]
     for plan in wanted:
+        if any(_louder(plan, other) for other, _, verdict in tried if not verdict.accurate):
+            continue
         result, verdict = _attempt(build, plan, (prepared, changes), delivery)
         if verdict.holds or delivery.options.force:
             return result
@@ -79,6 +76,12 @@ def deliver(build: Build, plans: Sequence[Plan], delivery: Delivery) -> Result:
     else:
         result = result.model_copy(update={"reason": f"{result.reason}{_in_the_way(best)}"})
     return result.model_copy(update={"kept": kept, "warnings": [*result.warnings, *verdict.notes]})
+
+
+def _louder(plan: Plan | None, other: Plan | None) -> bool:
+    """Whether a plan leaves at least as much noise as another one."""
+    known = [each.noise for each in (plan, other) if each is not None and each.noise is not None]
+    return len(known) == 2 and known[0] >= known[1]
 
 
 def _quantized(build: Build, plan: Plan | None, start: tuple[Graph, dict[str, list[Change]]]) -> None:
@@ -127,7 +130,7 @@ def _verdict(build: Build, file: Path, proof: Proof | None, delivery: Delivery) 
     random = delivery.data.is_random
     reason = broken(proof) if not random else ""
     if reason:
-        return Verdict(holds=False, reasons=[reason])
+        return Verdict(holds=False, accurate=False, reasons=[reason])
     if delivery.judged and _is_float(build.plan):
         return Verdict(holds=False, reasons=["No layer runs faster in integers here without losing too much accuracy."])
     if proof is None or not delivery.judged:

@@ -51,6 +51,8 @@ class Score(Record):
         value: the same for the quantized model.
         samples: how many samples were measured.
         standard_error: of the drop, as if all rows were drawn independently; None where that cannot be told.
+        turned: share of decisions that may be expected to turn, which settles with fewer samples than the drop; None
+            where nothing is decided.
     """
 
     metric: str
@@ -60,6 +62,7 @@ class Score(Record):
     value: float | None
     samples: int
     standard_error: float | None
+    turned: float | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Meter:
             value=_bounded(found.after),
             samples=self.samples,
             standard_error=_bounded(found.standard_error),
+            turned=found.turned,
         )
 
     def _used(self, score: Score) -> float:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -45,6 +45,7 @@ class NodePlan(Record):
         treatment: what happens to it.
         reason: why.
         per_channel: whether its weight has a scale for each output channel.
+        bits: width of its weight where that alone is stored in integers: 8 or 4.
         measured: what decided, where it was measured: noise over signal and microseconds, by form.
         rounding: how the integers of its weight differ from the nearest ones, as `weights.differences` writes it; empty
             where they do not.
@@ -54,6 +55,7 @@ class NodePlan(Record):
     treatment: Treatment
     reason: str
     per_channel: bool = True
+    bits: Literal[4, 8] = 8
     measured: dict[str, float] = {}
     rounding: str = ""
 
@@ -107,11 +109,13 @@ class BalancePlan(Record):
         factors: what each channel is divided by, and the weights that read it multiplied by.
         multiplies: whether this costs a Mul; otherwise what makes the tensor takes the factors.
         reason: what it was measured to gain.
+        gain: share of all noise at the outputs that it takes away.
     """
 
     factors: list[float]
     multiplies: bool
     reason: str
+    gain: float = 0.0
 
     @field_validator("factors")
     @classmethod
@@ -132,8 +136,9 @@ class Plan(Record):
         opset: version of the standard operators that the rewrites need; 0 is the model's own.
         rewrites: passes that made the model faster where it was planned, by name; they come first.
         balance: tensors whose channels are rescaled before anything is quantized, by name.
-        noise: noise over signal at the outputs that was predicted, where forms were chosen by it.
-        microseconds: time that was predicted for all that a form was chosen for.
+        noise: noise over signal at the outputs, measured on calibration data where forms were chosen by it.
+        drop: what the metric of the contract lost there; None where it was not judged.
+        speedup: how many times as fast as the float model it was, where it was planned.
     """
 
     recipe: Recipe
@@ -144,7 +149,8 @@ class Plan(Record):
     rewrites: list[str] = []
     balance: dict[str, BalancePlan] = {}
     noise: float | None = None
-    microseconds: float | None = None
+    drop: float | None = None
+    speedup: float | None = None
 
     def treatment(self, node: str) -> Treatment:
         """What happens to the node of this name."""

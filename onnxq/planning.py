@@ -27,24 +27,22 @@ from onnxq.build import (
 )
 from onnxq.calibration.collect import Seen, Statistics, collect, load_statistics, non_finite
 from onnxq.calibration.data import Data
-from onnxq.channels import divided
 from onnxq.decision import Range, decide
 from onnxq.graph import Graph
+from onnxq.mixed import mixed_plans
+from onnxq.muls import without_dear_muls
 from onnxq.options import Options
 from onnxq.passes import BALANCE, FASTER, FOLD, QUANTIZE
 from onnxq.pipeline import Context, run
-from onnxq.placement import Placement, place_linear
+from onnxq.placement import Placement
 from onnxq.plan import BalancePlan, Plan, Treatment
 from onnxq.recipe import RangeRule
 from onnxq.search.balance import Site, find_balance, sites
-from onnxq.search.cost import Costs, measure_costs
-from onnxq.search.forms import DYNAMIC, STATIC, Forms, layer_shares
-from onnxq.search.mix import Table, mixtures
+from onnxq.search.forms import layer_shares
 from onnxq.search.reach import best_ranges
 from onnxq.search.rewrites import fires, keeps_named, worth_it
 from onnxq.search.rounding import choose_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
-from onnxq.search.stopwatch import Stopwatch
 from onnxq.spec import has_qdq
 from onnxq.study import Study, by_rule, fingerprint
 from onnxq.version import __version__
@@ -90,7 +88,7 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
     """Decide: from files of statistics, from data, or without either where the mode needs none."""
     placement = prepare(build)
     rewrites: list[str] = []
-    opset = 0
+    opset, plain = 0, build.graph
     if build.mode == "mixed-int8" and data is not None:
         with build.stage("rewrite"):
             rewrites, opset = make_faster(build, data, options)
@@ -106,16 +104,20 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
         plan = study.plan()
     if data is None or not plan.tensors:
         return [plan]
-    study.key = {"data": fingerprint(data), "threads": options.threads, "version": __version__}
+    study.plain = plain
+    study.key = {"data": fingerprint(data, found), "threads": options.threads, "version": __version__}
     with build.stage("search"):
         if build.recipe.balance:
-            balance_channels(study)
+            balance_channels(study, options)
         plan = choose_rule(study) if build.recipe.activation.range == "auto" else study.plan()
         if build.recipe.weight.rounding == "auto":
             plan = choose_rounding(study, plan)
         if build.mode == "mixed-int8":
-            return mixed_plans(study, plan)
-        return [spare_worst(study, plan) if build.recipe.least_sqnr else plan]
+            plans = mixed_plans(study, plan, options)
+        else:
+            plans = [spare_worst(study, plan) if build.recipe.least_sqnr else plan]
+    build.graph = study.before
+    return plans
 
 
 def make_faster(build: Build, data: Data, options: Options) -> tuple[list[str], int]:
@@ -150,7 +152,7 @@ def calibrate_graph(build: Build, placement: Placement, data: Data, threads: int
     return found
 
 
-def balance_channels(study: Study) -> None:
+def balance_channels(study: Study, options: Options) -> None:
     """Rescale channels where that leaves less noise, and measure whether it did."""
     build, data = study.build, study.data
     assert data is not None
@@ -162,16 +164,18 @@ def balance_channels(study: Study) -> None:
         return
     plain = study.plan("mse")
     balance = recalled_balance(study, plain, found)
+    if build.mode == "mixed-int8":
+        balance = without_dear_muls(study, plain, balance, options)
     if not balance:
         return
     trial = plain.model_copy(update={"balance": balance})
-    outcome = run(BALANCE, build.graph, Context(build.context.target, trial), GIVEN)
-    other = replace(study, build=build.beside(outcome.graph), balance=balance, original=build.graph)
+    graph = run(BALANCE, build.graph, Context(build.context.target, trial), GIVEN).graph
+    other = replace(study, build=build.beside(graph), balance=balance, original=build.graph)
     other.placement = place_graph(other.build)
     other.statistics = calibrate_graph(other.build, other.placement, data, study.threads, study.memory)
-    if other.meter(SAMPLES)(other.plan("mse")) < CLEARLY_LESS * study.meter(SAMPLES)(plain):
-        build.factors = divided(build.graph, balance)
-        build.adopt(outcome)
+    samples = study.affordable(2)
+    if other.meter(samples)(other.plan("mse")) < CLEARLY_LESS * study.meter(samples)(plain):
+        build.graph = graph
         study.placement, study.statistics = other.placement, other.statistics
         study.original, study.balance = other.original, balance
         study.__dict__.pop("digest", None)
@@ -183,7 +187,8 @@ def recalled_balance(study: Study, plain: Plan, found: list[Site]) -> dict[str, 
     assert data is not None
 
     def search() -> Any:
-        shares = layer_shares(build.graph, build.context.target, plain, data, SAMPLES, build.progress)
+        samples = study.affordable(len(plain.nodes))
+        shares = layer_shares(build.graph, build.context.target, plain, data, samples, build.progress)
         balance = find_balance(build.graph, found, data, study.recipe, shares, build.progress)
         return {name: plan.model_dump(mode="json") for name, plan in balance.items()}
 
@@ -251,46 +256,6 @@ def spare_worst(study: Study, plan: Plan) -> Plan:
             f"the recipe asks for {wanted:g} (least_sqnr)."
         )
     return spared if after < before else plan
-
-
-def mixed_plans(study: Study, static: Plan) -> list[Plan]:
-    """Plans that give each layer the form that pays: static, dynamic or float; from bold to cautious."""
-    assert study.data is not None
-    build = study.build
-    forms = Forms(build.graph, build.context.target, static)
-    plans = []
-    for mixture in mixtures(Table(forms, *measure_forms(study, forms))):
-        reasons = {name: plan.reason for name, plan in mixture.nodes.items()}
-        placement = place_graph(build, reasons)
-        placement.nodes.update(mixture.nodes)
-        plan = study.plan(static.recipe.activation.range, placement)
-        predicted = {"noise": rounded(mixture.noise), "microseconds": rounded(mixture.microseconds)}
-        plans.append(plan.model_copy(update=predicted))
-    return plans
-
-
-def measure_forms(study: Study, forms: Forms) -> tuple[dict[str, float], Costs]:
-    """Noise of each form of each layer, and microseconds of everything that can take a form."""
-    build, data = study.build, study.data
-    assert data is not None
-    noise = study.recall(
-        "shares",
-        forms.plan.to_json(),
-        lambda: dict(forms.shares((STATIC, DYNAMIC), data, SAMPLES, build.progress).noise),
-    )
-    linear = place_linear(build.graph, study.recipe, Treatment.DYNAMIC)
-    dynamic = decide(linear, {}, study.recipe, build.context.target)
-    names = [name for name, plan in forms.plan.nodes.items() if plan.treatment is Treatment.STATIC]
-    watch = Stopwatch(threads=study.threads, memo=study.memo, progress=build.progress)
-    feeds = next(data.batches(1))
-    plans = {STATIC: forms.plan, DYNAMIC: dynamic}
-    costs = measure_costs(build.graph, plans, names, feeds, build.context.target, watch)
-    return noise, costs
-
-
-def rounded(value: float) -> float:
-    """Three digits: what a prediction is worth."""
-    return float(f"{value:.3g}")
 
 
 def decibels(noise: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxq.build import Build
-from onnxq.calibration.collect import Statistics
+from onnxq.calibration.collect import Statistics, digest
 from onnxq.calibration.data import Data
 from onnxq.decision import Range, decide
 from onnxq.graph import Graph, to_model
@@ -19,7 +19,14 @@ from onnxq.memo import JSON, Memo, canonical
 from onnxq.placement import Placement
 from onnxq.plan import BalancePlan, Plan, Treatment
 from onnxq.recipe import RangeRule, Recipe
-from onnxq.search.sensitivity import Noise, noise_meter
+from onnxq.runtime import Session, interleave
+from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, Noise, noise_meter
+
+PATIENCE = 12.0
+"""Seconds that the measurements of one kind may take, as far as samples can be saved."""
+
+PACE_SECONDS = 0.3
+"""For finding out how long a run takes."""
 
 
 @dataclass
@@ -40,6 +47,7 @@ class Study:
         balance: factors of tensors that were balanced.
         rounding: how weights of static layers are rounded where not to nearest.
         original: the graph before that, which noise is measured against.
+        plain: the graph before it was rewritten, which speed is measured against.
         key: what measurements depend on, beside the graph and what is measured.
     """
 
@@ -56,6 +64,7 @@ class Study:
     balance: dict[str, BalancePlan] = field(default_factory=dict)
     rounding: dict[str, str] = field(default_factory=dict)
     original: Graph | None = None
+    plain: Graph | None = None
     key: Mapping[str, JSON] = field(default_factory=dict)
 
     def recall(self, kind: str, what: JSON, measure: Callable[[], Any]) -> Any:
@@ -78,6 +87,34 @@ class Study:
     def recipe(self) -> Recipe:
         """What was asked for."""
         return self.build.recipe
+
+    @property
+    def unchanged(self) -> Graph:
+        """The float graph as it came."""
+        return self.plain or self.before
+
+    @property
+    def before(self) -> Graph:
+        """The float graph that plans are carried out on: before its channels were balanced."""
+        return self.original or self.build.graph
+
+    def affordable(self, runs: int) -> int:
+        """How many samples so many measurements may look at: few where a run takes long, so that searches end.
+
+        Only where forms are chosen by time anyway; everything else gives the same bytes on every machine.
+        """
+        if self.build.mode != "mixed-int8":
+            return SAMPLES
+        pace = float(self.recall("pace", None, self._pace))
+        return int(np.clip(PATIENCE / (runs * pace), SAMPLES, RULE_SAMPLES))
+
+    def _pace(self) -> float:
+        """Seconds that a sample takes, to the next power of two."""
+        assert self.data is not None
+        session = Session(to_model(self.before).SerializeToString(), folder=self.before.folder)
+        feeds = next(self.data.batches(1))
+        (timing,) = interleave([session], feeds, seconds=PACE_SECONDS)
+        return float(2.0 ** np.ceil(np.log2(timing.milliseconds / 1e3)))
 
     def plan(self, rule: RangeRule | None = None, placement: Placement | None = None) -> Plan:
         """The plan by a rule for ranges (the recipe's if left out)."""
@@ -119,10 +156,10 @@ def by_rule(recipe: Recipe, rule: RangeRule) -> Recipe:
     return recipe.model_copy(update={"activation": recipe.activation.model_copy(update={"range": rule})})
 
 
-def fingerprint(data: Data) -> JSON:
-    """Tells data apart: its description, how much there is, and what the first samples hold."""
+def fingerprint(data: Data, statistics: Statistics) -> JSON:
+    """Tells data apart: its description, how much there is, what the first samples hold, and statistics of all."""
     held = sha256()
     for feeds in data.take(slice(0, 4)).batches(1):
         for name, value in sorted(feeds.items()):
             held.update(name.encode() + str(value.shape).encode() + np.ascontiguousarray(value).tobytes())
-    return [data.description, len(data), held.hexdigest()]
+    return [data.description, len(data), held.hexdigest(), digest(statistics)]

@@ -44,12 +44,14 @@ class Reading:
         before: the value of the float model, None where the metric gives it none.
         after: the value of the quantized model.
         standard_error: of the drop, as if the rows were drawn independently; None where that cannot be told.
+        turned: share of decisions that may be expected to turn; None where nothing is decided.
     """
 
     drop: float
     before: float | None = None
     after: float | None = None
     standard_error: float | None = None
+    turned: float | None = None
 
 
 class Tally(Protocol):
@@ -73,7 +75,7 @@ class Top1(Decisions):
         differ = 2 * self.lost - self.right_float + self.right  # those lost, and those won
         drop = (self.right_float - self.right) / self.labelled
         error = math.sqrt(max(differ / self.labelled - drop * drop, 0.0) / self.labelled)
-        return Reading(drop, before, after, error)
+        return Reading(drop, before, after, error, self.turned)
 
 
 class Agreement(Decisions):
@@ -83,7 +85,7 @@ class Agreement(Decisions):
         """The error is that of a binomial share."""
         rows = max(self.rows, 1)
         drop = (self.rows - self.same) / rows
-        return Reading(drop, 1.0, 1 - drop, math.sqrt(drop * (1 - drop) / rows))
+        return Reading(drop, 1.0, 1 - drop, math.sqrt(drop * (1 - drop) / rows), self.turned)
 
 
 class Cosine(Difference):

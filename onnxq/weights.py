@@ -73,6 +73,37 @@ def _read(text: str, size: int) -> NDArray[np.int8] | None:
     return np.frombuffer(raw, np.int8) if len(raw) == size and unpacker.eof else None
 
 
+def blocked_weight(layer: Layer, bits: int, block: int) -> QuantizedWeight:
+    """The weight of a linear layer with a scale for each block of inputs, as `MatMulNBits` stores it.
+
+    Args:
+        layer: the layer, with its float weight.
+        bits: 8 or 4.
+        block: inputs that share a scale; the last block is filled up with zeros.
+
+    Returns:
+        Unsigned integers (outputs, blocks, block) around the middle of their format, scales (outputs * blocks,).
+    """
+    values = _matrix(layer)
+    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % block))).reshape(-1, block)
+    found = quantize_weight(padded, FORMATS[f"uint{bits}"], axis=0, symmetric=True)
+    return replace(found, values=found.values.reshape(len(values), -1, block))
+
+
+def seen_blocks(layer: Layer, found: QuantizedWeight) -> Array:
+    """The weight as a layer sees it whose weight is in blocks; shaped like the weight."""
+    outputs, inputs = _matrix(layer).shape
+    flat = found.values.reshape(len(found.scale), -1)
+    rounded = dequantize(flat, found.scale, found.zero_point, 0).reshape(outputs, -1)[:, :inputs]
+    return rounded if _by_rows(layer.node) else np.ascontiguousarray(rounded.T)
+
+
+def _matrix(layer: Layer) -> Array:
+    """The weight of a linear layer as (outputs, inputs)."""
+    values = weight(layer.weight)
+    return values if _by_rows(layer.node) else values.T
+
+
 def seen_weight(layer: Layer, found: QuantizedWeight) -> Array:
     """The weight as the layer sees it: integers times scales."""
     axis = weight_axis(layer.node) if found.scale.ndim else None

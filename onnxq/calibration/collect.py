@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, is_zipfile
@@ -176,6 +177,19 @@ def non_finite(statistics: Statistics, without: Container[str] = ()) -> dict[str
 
 def save_statistics(statistics: Statistics, path: Path) -> None:
     """Write statistics as .npz; the same statistics give the same bytes."""
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **_arrays(statistics))  # type: ignore[arg-type]
+
+
+def digest(statistics: Statistics) -> str:
+    """Tells statistics apart, and with them the data that they are of."""
+    held = sha256()
+    for name, array in sorted(_arrays(statistics).items()):
+        held.update(f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return held.hexdigest()
+
+
+def _arrays(statistics: Statistics) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for name, seen in statistics.items():
         parts = {
@@ -186,8 +200,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
         }
         for part, fields in parts.items():
             arrays.update({f"{name}|{part}|{item}": array for item, array in fields.items()})
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return arrays
 
 
 def load_statistics(paths: Sequence[Path]) -> Statistics:

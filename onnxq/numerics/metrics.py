@@ -160,3 +160,19 @@ def _log_softmax(logits: NDArray[np.generic]) -> Iterator[Float64Array]:
         with np.errstate(invalid="ignore"):
             block -= block.max(axis=-1, keepdims=True)
             yield block - np.log(np.exp(block).sum(axis=-1, keepdims=True))
+
+
+def turned_share(margins: ArrayLike, shifts: ArrayLike) -> float:
+    """The share of decisions that noise is expected to turn, from how near they are and how far noise moves them.
+
+    Every margin is held against every shift, in either direction: sum over i, j of [|shift_j| > margin_i] / (2 n m). So
+    a few samples tell more than by the decisions that did turn among them, if noise and margins are independent.
+
+    Args:
+        margins: by how much each decision beats the next best one, (n,), not below 0.
+        shifts: by how much noise moved the difference of the two, (m,).
+    """
+    far, near = np.sort(np.abs(np.asarray(shifts, np.float64))), np.asarray(margins, np.float64)
+    if not far.size or not near.size:
+        return 0.0
+    return float((far.size - np.searchsorted(far, near, side="right")).mean() / (2 * far.size))

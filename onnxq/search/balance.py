@@ -236,4 +236,9 @@ def _choose(
     factors = site.candidates[best - 1]
     fall = -10 * np.log10(max(left[best], 1e-9))
     reason = f"Local noise falls by {fall:.1f} dB, {100 * gained:.1f} % of all noise at the outputs."
-    return BalancePlan(factors=[float(f"{value:.6g}") for value in factors], multiplies=site.multiplies, reason=reason)
+    return BalancePlan(
+        factors=[float(f"{value:.6g}") for value in factors],
+        multiplies=site.multiplies,
+        reason=reason,
+        gain=float(f"{gained:.3g}"),
+    )

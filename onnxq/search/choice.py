@@ -7,7 +7,7 @@ unlike neighbours meet. So the outcome is an approximation, to be measured end t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -43,11 +43,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Edge:
-    """Extra microseconds by the options of two groups, as for Q/DQ at a boundary; 0 for pairs that are absent."""
+    """What the options of two groups cost together, as Q/DQ at a boundary does; 0 for pairs that are absent.
+
+    Attributes:
+        first: name of a group.
+        second: name of another one.
+        pairs: extra microseconds by the options of the first and of the second.
+        errors: extra error, likewise.
+    """
 
     first: str
     second: str
     pairs: Mapping[tuple[str, str], float]
+    errors: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,14 +186,19 @@ def pack(groups: Sequence[Group], edges: Sequence[Edge]) -> Knapsack:
         raise ValueError("There is no group, or one has no option. Give each group at least one.")
     if len(at) < len(names) or len({group.name for group in groups}) < len(groups):
         raise ValueError("Two groups, or two options of a group, have the same name. Name each differently.")
-    links = [((e.first, a), (e.second, b), cost) for e in edges for (a, b), cost in e.pairs.items() if cost]
-    for first, second, _ in links:
+    known = [
+        (((e.first, a), (e.second, b)), (e.errors.get((a, b), 0.0), e.pairs.get((a, b), 0.0)))
+        for e in edges
+        for a, b in dict.fromkeys([*e.pairs, *e.errors])
+    ]
+    links = [(ends, extra) for ends, extra in known if any(extra)]
+    for (first, second), _ in links:
         if not {first, second} <= at.keys() or first[0] == second[0]:
             raise ValueError(f"An edge leads from {first} to {second}. Name options of two groups that exist.")
     amounts = np.array([(o.error, o.microseconds, o.bytes) for group in groups for o in group.options], np.float64).T
-    pairs = np.array([(at[first], at[second]) for first, second, _ in links], np.intp).reshape(-1, 2).T
+    pairs = np.array([(at[first], at[second]) for (first, second), _ in links], np.intp).reshape(-1, 2).T
     costs = np.zeros((3, len(links)))
-    costs[MICROSECONDS] = [cost for *_, cost in links]
+    costs[[ERROR, MICROSECONDS]] = np.array([extra for _, extra in links]).reshape(-1, 2).T
     if not all(np.all(np.isfinite(values) & (values >= 0)) for values in (amounts, costs)):
         raise ValueError("An error, latency, size or cost is below 0 or not finite. Measure it again, or give 0.")
     return Knapsack(amounts, np.cumsum([0, *(len(group.options) for group in groups)]), pairs, costs)

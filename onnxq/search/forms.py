@@ -1,25 +1,30 @@
-"""The forms that each layer of a model can take, and the noise that each form alone brings to the outputs."""
+"""The forms that each layer of a model can take, and what has to be rounded for each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
-from onnxq.channels import layers_of
+from onnxq.channels import input_channels, layers_of
 from onnxq.graph import Array, Graph, weight
 from onnxq.layers import Layer, layer_of
 from onnxq.numerics.formats import FORMATS
 from onnxq.plan import Plan, TensorPlan, Treatment
-from onnxq.search.switches import Grid, Shares, Switch, SwitchBoard
+from onnxq.search.switches import Grid, Switch, SwitchBoard
 from onnxq.targets import Target
-from onnxq.weights import corrected_bias, rounded_weight, seen_weight
+from onnxq.weights import blocked_weight, corrected_bias, rounded_weight, seen_blocks, seen_weight
 
 STATIC, DYNAMIC, FLOAT = Treatment.STATIC.value, Treatment.DYNAMIC.value, Treatment.FLOAT.value
+WEIGHT_8, WEIGHT_4 = "8-bit weight", "4-bit weight"
+
+BITS: Mapping[str, Literal[4, 8]] = {WEIGHT_8: 8, WEIGHT_4: 4}
+"""Forms in which the weight alone is stored in integers."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,20 @@ class Forms:
 
     def of(self, name: str) -> tuple[str, ...]:
         """The forms that a layer can take; the first one is preferred among equals."""
-        return (STATIC, DYNAMIC, FLOAT) if self.layers[name].linear else (STATIC, FLOAT)
+        return (STATIC, DYNAMIC, *BITS, FLOAT) if self.layers[name].linear else (STATIC, FLOAT)
 
-    def switches(self, name: str, form: str, alone: bool = False) -> Iterator[Switch]:
-        """What has to be turned on for a layer to be in a form; `alone`: while all others are float."""
-        if form == FLOAT:
-            return
+    def rounded(self, name: str, form: str) -> Iterator[Switch]:
+        """What has to be turned on for a layer to be in a form, but for a static input and output."""
+        layer = self.layers[name]
+        if form in BITS:
+            block = self.plan.recipe.weight.block_size
+            values = seen_blocks(layer, blocked_weight(layer, BITS[form], block))
+            yield Switch(f"{name}|{form}", layer.node.inputs[1].name, (name,), values=values)
+            yield Switch(f"{name}|blocks", layer.data.name, (name,), blocks=(input_channels(layer), block))
+        elif form != FLOAT:
+            yield from self._integers(name, form)
+
+    def _integers(self, name: str, form: str) -> Iterator[Switch]:
         layer, settings = self.layers[name], self.plan.recipe.weight
         node, decision = layer.node, self.plan.nodes[name]
         # the scale of a dynamic input was not there when errors were made to cancel, and no bias makes up for the rest
@@ -62,38 +75,30 @@ class Forms:
         if form == DYNAMIC:
             yield Switch(f"{name}|dynamic", layer.data.name, (name,), dynamic=True)
             return
-        tensor = self.plan.tensors[layer.data.name]
-        yield Switch(f"{name}|activation", layer.data.name, (name,), grid=grid_of(tensor))
-        bias = corrected_bias(layer, found, tensor.means)
+        bias = corrected_bias(layer, found, self.plan.tensors[layer.data.name].means)
         if bias is not None and layer.bias is not None:
             holder = layer.tail[0] if node.op == "MatMul" else node
             yield Switch(f"{name}|bias", layer.bias.name, (holder.name,), values=_shaped(bias, layer))
-        output = self._output(layer, alone)
+
+    def alone(self, name: str) -> Iterator[Switch]:
+        """All that a static layer rounds in a model in which everything else is float."""
+        yield from self.rounded(name, STATIC)
+        tensor = self.layers[name].data.name
+        yield Switch(f"{name}|activation", tensor, (name,), grid=self.grid(tensor))
+        output = self.made(name)
         if output is not None:
-            yield Switch(f"{name}|output", output, (), grid=grid_of(self.plan.tensors[output]))
+            yield Switch(f"{name}|output", output, (), grid=self.grid(output))
 
-    def _output(self, layer: Layer, alone: bool) -> str | None:
-        """The quantized output of a convolution, unless another layer counts it as its input."""
-        whole = layer_of(self.graph, layer.node, self.target.absorbed)
+    def made(self, name: str) -> str | None:
+        """The tensor that a static layer makes as integers; linear layers return floats."""
+        whole = layer_of(self.graph, self.layers[name].node, self.target.absorbed)
         assert isinstance(whole, Layer)
-        name = whole.output.name
-        counted = not alone and any(other.data.name == name for other in self.layers.values())
-        return None if layer.linear or counted or name not in self.plan.tensors else name
+        made = whole.output.name
+        return made if not whole.linear and made in self.plan.tensors else None
 
-    def shares(
-        self, forms: tuple[str, ...], data: Data, samples: int, progress: Progress = silent, *, alone: bool = False
-    ) -> Shares:
-        """Noise of each layer in each of some forms, as groups `layer|form`."""
-        groups: dict[str, list[str]] = {}
-        switches: dict[str, Switch] = {}
-        for name in self.layers:
-            for form in forms:
-                if form in self.of(name):
-                    found = {switch.name: switch for switch in self.switches(name, form, alone)}
-                    switches |= found
-                    groups[f"{name}|{form}"] = list(found)
-        board = SwitchBoard(self.graph, list(switches.values()), data, samples)
-        return board.shares(groups, progress)
+    def grid(self, tensor: str) -> Grid:
+        """The grid of an activation of the plan."""
+        return grid_of(self.plan.tensors[tensor])
 
 
 def _shaped(bias: Array, layer: Layer) -> Array:
@@ -111,5 +116,8 @@ def layer_shares(
     graph: Graph, target: Target, plan: Plan, data: Data, samples: int, progress: Progress = silent
 ) -> dict[str, float]:
     """Noise over signal at the worst output that each static layer alone causes, the worst first."""
-    shares = Forms(graph, target, plan).shares((STATIC,), data, samples, progress, alone=True)
-    return {name.removesuffix(f"|{STATIC}"): noise for name, noise in shares.noise.items()}
+    forms = Forms(graph, target, plan)
+    groups = {name: list(forms.alone(name)) for name in forms.layers}
+    switches = [switch for found in groups.values() for switch in found]
+    board = SwitchBoard(graph, switches, data, samples)
+    return board.shares({name: [s.name for s in found] for name, found in groups.items()}, progress).noise

@@ -6,24 +6,24 @@ form of a layer depends on its neighbours, and all are chosen at once (`choice.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxq.graph import Node
-from onnxq.layers import Layer, layer_of
+from onnxq.graph import weight
 from onnxq.plan import NodePlan, Treatment
-from onnxq.search.choice import Choice, Edge, Group, Option, knee
+from onnxq.search.choice import Choice, Edge, Group, Option, fastest, knee
 from onnxq.search.cost import Boundary, Costs
-from onnxq.search.forms import DYNAMIC, FLOAT, STATIC, Forms
+from onnxq.search.forms import BITS, DYNAMIC, FLOAT, STATIC
+from onnxq.search.grouping import Grouping, made, read_by
 
-BUDGETS = (0.1, 0.056, 0.032, 0.018, 0.01, 0.0056, 0.0032, 0.0018, 0.001, 0.00056)
-"""Noise over signal that plans may leave, from bold to cautious: 10 to 32.5 dB, in steps of 2.5."""
+BUDGETS = (math.inf, 0.1, 0.056, 0.032, 0.018, 0.01, 0.0056, 0.0032, 0.0018, 0.001, 0.00056, 0.00032, 0.0001)
+"""Noise over signal that plans may leave, from bold to cautious: down to 40 dB, mostly in steps of 2.5."""
 
-TOLERANCE = 0.02
-"""Share of the time that is given away for accuracy."""
+TOLERANCE = 0.005
+"""Share of the time that is given away for accuracy: what no measurement of a model can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Mixture:
         nodes: decisions about all that is not left static.
         noise: predicted noise over signal at the outputs.
         microseconds: predicted time of what was chosen about.
+        bytes: of the weights of layers.
     """
 
     nodes: Mapping[str, NodePlan]
     noise: float
     microseconds: float
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -46,129 +48,156 @@ class Table:
     """What is known of every form.
 
     Attributes:
-        forms: the layers and what they can become.
-        noise: by `layer|form`.
+        grouping: what a form is chosen for, and who reads what.
+        noise: by the names that `Grouping.noise` gives.
         costs: microseconds of layers, of operators between them, and of tensors between unlike neighbours.
     """
 
-    forms: Forms
+    grouping: Grouping
     noise: Mapping[str, float]
     costs: Costs
 
-    @cached_property
-    def nodes(self) -> dict[str, Node]:
-        """Every node of the graph by name."""
-        return {node.name: node for node in self.forms.graph.nodes}
-
-    @cached_property
-    def followers(self) -> list[Node]:
-        """Operators without a weight that the static plan runs on integers."""
-        plan, layers = self.forms.plan, self.forms.layers
-        nodes = [n for n in self.forms.graph.nodes if plan.treatment(n.name) is Treatment.STATIC]
-        return [n for n in nodes if n.name not in layers and n.op not in ("Conv", "MatMul", "Gemm")]
-
-    @cached_property
-    def members(self) -> dict[str, list[str]]:
-        """Groups that take one form: layers that read the same tensor; each operator between layers for itself."""
-        found: dict[str, list[str]] = {}
-        for name, layer in self.forms.layers.items():
-            found.setdefault(layer.data.name, []).append(name)
-        # a node may be called like a tensor, so its group is not
-        return found | {f"{node.op} '{node.name}'": [node.name] for node in self.followers}
-
     def groups(self) -> list[Group]:
-        """Every group with noise and time of its forms; what its neighbours decide is left to `edges`."""
-        return [Group(name, tuple(self._options(name, members))) for name, members in self.members.items()]
+        """Every group with noise, time and bytes of its forms; what its neighbours decide is left to `edges`."""
+        members = self.grouping.members
+        return [Group(name, tuple(self._options(name, found))) for name, found in members.items()]
 
     def _options(self, group: str, members: Sequence[str]) -> Iterator[Option]:
-        layers = self.forms.layers
-        for form in (STATIC, DYNAMIC, FLOAT):
-            possible = [form in (self.forms.of(m) if m in layers else (STATIC, FLOAT)) for m in members]
+        forms = self.grouping.forms
+        for form in (STATIC, DYNAMIC, *BITS, FLOAT):
+            possible = [form in (forms.of(m) if m in forms.layers else (STATIC, FLOAT)) for m in members]
             known = all(form in self.costs.layers.get(m, {}) for m in members)
             if all(possible) and known:
                 noise = sum(self.noise.get(f"{member}|{form}", 0.0) for member in members)
                 time = sum(self.costs.layers[member][form] for member in members)
-                yield Option(form, noise, time + self._own_boundary(group, members, form), 0)
+                more = self._own(group, members) if form == STATIC else (0.0, 0.0)
+                time += self._boundary(group).dynamic if form == DYNAMIC else 0.0
+                time += self._balanced(group) if form in (STATIC, DYNAMIC) else 0.0
+                yield Option(form, noise + more[0], time + more[1], sum(self._bytes(m, form) for m in members))
 
-    def _own_boundary(self, group: str, members: Sequence[str], form: str) -> float:
-        """Quantizing what operators make that always return floats."""
-        total = self._boundary(group).dynamic if form == DYNAMIC else 0.0
-        if form != STATIC:
-            return total
-        read = {t.name for m in members for t in self.nodes[m].inputs if t.name in self.forms.plan.tensors}
-        made = self._makers
-        return total + sum(self._boundary(t).quantize / self._readers(t) for t in sorted(read - made.keys()))
+    def _own(self, group: str, members: Sequence[str]) -> tuple[float, float]:
+        """Noise and time of tensors at the ends of static operators, as far as no other group has a say in them.
+
+        What operators make that always return floats is quantized; what is made and read as floats is dequantized.
+        """
+        grouping, noise, time = self.grouping, 0.0, 0.0
+        for tensor in sorted(grouping.reading[group].keys() - grouping.makers.keys()):
+            noise += self.noise.get(read_by(tensor, group), 0.0)
+            time += self._boundary(tensor).quantize / grouping.readers(tensor)
+        for member in members:
+            for tensor in grouping.makes(member):
+                noise += 0.0 if grouping.moves(member) else self.noise.get(made(tensor), 0.0)
+                time += self._boundary(tensor).dequantize * len(grouping.others(tensor))
+        return noise, time
+
+    def _balanced(self, group: str) -> float:
+        """The time of a Mul that is there for the sake of integers alone."""
+        mul = self.grouping.muls.get(group)
+        return self.costs.layers.get(mul.name, {}).get(FLOAT, 0.0) if mul is not None else 0.0
+
+    def _bytes(self, member: str, form: str) -> int:
+        """What the weight of a layer takes in a form."""
+        forms = self.grouping.forms
+        if member not in forms.layers:
+            return 0
+        layer, settings = forms.layers[member], forms.plan.recipe.weight
+        size = weight(layer.weight).size
+        if form in BITS:
+            return size * BITS[form] // 8 + 4 * -(-size // settings.block_size)
+        return 4 * size if form == FLOAT else size
 
     def _boundary(self, tensor: str) -> Boundary:
         return self.costs.boundary.get(tensor, Boundary())
 
-    def _readers(self, tensor: str) -> int:
-        """How many groups read a tensor on integers, if they may."""
-        return max(1, len({group for group, names in self._reading.items() if tensor in names}))
-
-    @cached_property
-    def _reading(self) -> dict[str, set[str]]:
-        """Quantized tensors that each group reads."""
-        tensors = self.forms.plan.tensors
-        return {
-            group: {t.name for m in members for t in self.nodes[m].inputs if t.name in tensors}
-            for group, members in self.members.items()
-        }
-
-    @cached_property
-    def _makers(self) -> dict[str, str]:
-        """For tensors that an operator makes as integers, if it may, its group; linear layers return floats."""
-        made: dict[str, str] = {}
-        of = {member: group for group, members in self.members.items() for member in members}
-        for node in self.forms.graph.nodes:
-            if node.name not in of:
-                continue
-            layer = layer_of(self.forms.graph, node, self.forms.target.absorbed)
-            if isinstance(layer, Layer) and layer.linear:
-                continue
-            outputs = [layer.output] if isinstance(layer, Layer) else node.outputs
-            made.update({t.name: of[node.name] for t in outputs})
-        return made
-
     def edges(self) -> list[Edge]:
-        """What unlike neighbours cost."""
-        makers, found = self._makers, []
-        forms = {group.name: {option.name for option in group.options} for group in self.groups()}
-        for group, names in self._reading.items():
-            for name in sorted(names & makers.keys()):
-                boundary, readers = self._boundary(name), self._readers(name)
-                pairs = {(STATIC, other): boundary.dequantize / readers for other in (DYNAMIC, FLOAT)}
-                pairs[FLOAT, STATIC] = boundary.quantize / readers
-                known = {(a, b): t for (a, b), t in pairs.items() if a in forms[makers[name]] and b in forms[group]}
-                if makers[name] != group and known:
-                    found.append(Edge(makers[name], group, known))
+        """What unlike neighbours cost: time, and the noise of a tensor that is rounded for its reader alone."""
+        found, grouping = [], self.grouping
+        forms = {group.name: [option.name for option in group.options] for group in self.groups()}
+        for group, names in grouping.reading.items():
+            for name in sorted(names.keys() & grouping.makers.keys()):
+                maker, boundary = grouping.makers[name], self._boundary(name)
+                if maker == group:
+                    continue
+                leave, enter = boundary.dequantize * len(names[name]), boundary.quantize / grouping.readers(name)
+                rounded = self.noise.get(read_by(name, group), 0.0)
+                times = {(STATIC, b): leave for b in forms[group] if b != STATIC and STATIC in forms[maker]}
+                ends = [(a, STATIC) for a in forms[maker] if a != STATIC and STATIC in forms[group]]
+                times |= dict.fromkeys(ends, enter)
+                found.append(Edge(maker, group, times, dict.fromkeys(ends, rounded)))
         return found
 
 
-def mixtures(table: Table) -> list[Mixture]:
-    """Different ways to run a model, each the best trade within a budget of noise, from bold to cautious."""
+def fastest_mixture(table: Table) -> Mixture:
+    """The fastest way to run a model, whatever noise it leaves."""
+    choice = knee(table.groups(), table.edges(), tolerance=TOLERANCE)
+    assert choice is not None, "Without limits there is a choice."
+    return _mixture(table, choice)
+
+
+def best_trade(table: Table, rate: float, max_bytes: float | None = None) -> Mixture | None:
+    """The least time where noise costs time as well; None where nothing is small enough.
+
+    Args:
+        table: what is known of every form.
+        rate: what noise as large as the signal costs, as a multiple of the least time of the model.
+        max_bytes: what weights may take; None is no limit.
+    """
+    price = rate * fastest_mixture(table).microseconds
+    groups = [
+        replace(g, options=tuple(replace(o, microseconds=o.microseconds + price * o.error) for o in g.options))
+        for g in table.groups()
+    ]
+    edges = [
+        replace(e, pairs={ends: time + price * e.errors.get(ends, 0.0) for ends, time in e.pairs.items()})
+        for e in table.edges()
+    ]
+    choice = fastest(groups, edges, max_bytes=max_bytes)
+    return None if choice is None else _mixture(table, choice)
+
+
+def uniform(table: Table, form: str) -> dict[str, NodePlan]:
+    """Every group in this form if it can take it, else in float."""
+    options = {group.name: [option.name for option in group.options] for group in table.groups()}
+    return decisions(table, {name: form if form in known else FLOAT for name, known in options.items()})
+
+
+def mixtures(table: Table, factor: float = 1.0, max_bytes: float | None = None) -> list[Mixture]:
+    """Different ways to run a model, each the fastest within a budget of noise, from bold to cautious.
+
+    Args:
+        table: what is known of every form.
+        factor: how many times the noise of a model is that of the sums.
+        max_bytes: what weights may take; None is no limit.
+    """
     groups, edges = table.groups(), table.edges()
     found: list[Mixture] = []
-    for budget in BUDGETS:
-        choice = knee(groups, edges, max_error=budget, tolerance=TOLERANCE)
+    for budget in BUDGETS if groups else ():
+        limit = budget / factor if math.isfinite(budget) else None
+        choice = knee(groups, edges, max_error=limit, max_bytes=max_bytes, tolerance=TOLERANCE)
         if choice is not None:
-            mixture = Mixture(_decisions(table, choice), choice.error, choice.microseconds)
+            mixture = _mixture(table, choice)
             if all(mixture.nodes != other.nodes for other in found):
                 found.append(mixture)
     return found
 
 
-def _decisions(table: Table, choice: Choice) -> dict[str, NodePlan]:
-    nodes = table.nodes
+def _mixture(table: Table, choice: Choice) -> Mixture:
+    return Mixture(decisions(table, choice.options), choice.error, choice.microseconds, choice.bytes)
+
+
+def decisions(table: Table, options: Mapping[str, str]) -> dict[str, NodePlan]:
+    """What is decided about nodes where each group takes a form; those that stay static are left out."""
+    grouping = table.grouping
     found: dict[str, NodePlan] = {}
-    for group, members in table.members.items():
-        form = choice.options[group]
+    for group, members in grouping.members.items():
+        form = options[group]
         for name in members if form != STATIC else ():
             found[name] = NodePlan(
-                op=nodes[name].op,
-                treatment=Treatment(form),
+                op=grouping.nodes[name].op,
+                treatment=Treatment.WEIGHT if form in BITS else Treatment(form),
                 reason=_reason(table, name, form),
-                per_channel=table.forms.plan.nodes[name].per_channel,
+                per_channel=grouping.forms.plan.nodes[name].per_channel,
+                bits=BITS.get(form, 8),
                 measured=_measured(table, name),
             )
     return found
@@ -176,21 +205,38 @@ def _decisions(table: Table, choice: Choice) -> dict[str, NodePlan]:
 
 def _measured(table: Table, name: str) -> dict[str, float]:
     """Everything that is known about the forms of a node, three digits of it."""
-    noise = {f"{f} noise": table.noise[f"{name}|{f}"] for f in (STATIC, DYNAMIC) if f"{name}|{f}" in table.noise}
     times = {f"{form} us": time for form, time in table.costs.layers.get(name, {}).items()}
+    noise = {f"{f} noise": own for f in (STATIC, DYNAMIC, *BITS) if (own := _noise(table, name, f)) is not None}
     return {key: float(f"{value:.3g}") for key, value in (noise | times).items()}
+
+
+def _noise(table: Table, name: str, form: str) -> float | None:
+    """What a layer in this form adds alone: its weight and its input."""
+    own, layers = table.noise.get(f"{name}|{form}"), table.grouping.forms.layers
+    if own is None or name not in layers or form != STATIC:
+        return own
+    tensor = layers[name].data.name
+    return own + table.noise.get(read_by(tensor, tensor), 0.0)  # a group of layers is called like what they read
 
 
 def _reason(table: Table, name: str, form: str) -> str:
     times = table.costs.layers[name]
-    if name not in table.forms.layers:
+    if name not in table.grouping.forms.layers:
         return "Its neighbours are float: Q and DQ around it would cost more than it saves."
     if STATIC not in times:
         return "With fixed scales it found no integer kernel."
-    noise = table.noise.get(f"{name}|{STATIC}", 0.0)
+    noise = _noise(table, name, STATIC) or 0.0
     kept = f"{-10 * np.log10(noise):.0f} dB" if noise > 0 else "all"
-    what = "In float" if form == FLOAT else "With a scale for each run"
+    what = WORDS[form]
     compared = f"{times[form]:.0f} us against {times[STATIC]:.0f} us"
     if times[form] <= times[STATIC]:
         return f"{what} it is faster here: {compared} with fixed scales."
     return f"{what} it adds less noise: with fixed scales the outputs keep {kept} over its noise ({compared})."
+
+
+WORDS = {
+    FLOAT: "In float",
+    DYNAMIC: "With a scale for each run",
+    **{form: f"With a weight of {bits} bits" for form, bits in BITS.items()},
+}
+"""How the reason for a form begins."""

@@ -19,10 +19,13 @@ import numpy as np
 from onnxq.graph import Constant, Graph, Node, Tensor, Variable, branch, is_constant, weight, with_inputs
 from onnxq.interface import TensorSpec
 from onnxq.numerics.affine import fake_quantize
-from onnxq.numerics.formats import Format
+from onnxq.numerics.formats import INT8, Format
 
 OPSET = 11
 """The first opset with Round and DynamicQuantizeLinear."""
+
+SMALLEST_REACH = 1e-30
+"""Where a block of zeros would be divided by zero."""
 
 Array = np.ndarray[Any, Any]
 
@@ -53,8 +56,8 @@ class Grid:
 class Switch:
     """One tensor that can be switched between its float values and what takes their place.
 
-    Exactly one of `grid`, `dynamic` and `values` says what that is. Of several switches that are on for the same tensor
-    and reader, the last one counts.
+    Exactly one of `grid`, `dynamic`, `blocks` and `values` says what that is. Of several switches that are on for the
+    same tensor and reader, the last one counts.
 
     Attributes:
         name: a name of its own.
@@ -63,6 +66,8 @@ class Switch:
             that name: the output of the model, or the body of a control flow node; empty for all of them.
         grid: round to this grid.
         dynamic: round to the uint8 grid of the range at run time, as DynamicQuantizeLinear does.
+        blocks: numbers along the last axis, and how many of them share a grid of int8 that is found at run time, as
+            `MatMulNBits` does inside.
         values: a constant of the same shape: a rounded weight, or a corrected bias.
     """
 
@@ -71,11 +76,12 @@ class Switch:
     readers: tuple[str, ...] = ()
     grid: Grid | None = None
     dynamic: bool = False
+    blocks: tuple[int, int] | None = None
     values: Array | None = None
 
     def __post_init__(self) -> None:
-        given = (self.grid is not None) + self.dynamic + (self.values is not None)
-        assert given == 1, f"Switch '{self.name}' needs one of grid, dynamic and values."
+        given = (self.grid is not None) + self.dynamic + (self.blocks is not None) + (self.values is not None)
+        assert given == 1, f"Switch '{self.name}' needs one of grid, dynamic, blocks and values."
 
 
 @dataclass
@@ -143,7 +149,7 @@ class Wiring:
         if switch.values is not None:
             return [self.node("Identity", self.constant(switch.values))]
         if switch.grid is None:
-            return self.dynamic(tensor)
+            return self.blocks(tensor, *switch.blocks) if switch.blocks else self.dynamic(tensor)
         if is_constant(tensor):
             return [self.node("Identity", self.constant(switch.grid.rounded(weight(tensor))))]
         return self.rounded(tensor, switch.grid)
@@ -164,15 +170,46 @@ class Wiring:
         quantize.outputs.extend(self.graph.variable(f"{quantize.name}_{part}") for part in ("scale", "zero_point"))
         return [quantize, self.node("DequantizeLinear", *quantize.outputs)]
 
+    def blocks(self, tensor: Tensor, channels: int, size: int) -> list[Node]:
+        """round(x / scale) * scale with scale = max |x| / 127 of each block of the last axis, filled up with zeros."""
+        missing = -channels % size
+        nodes = [self.node("Shape", tensor), self.node("Reshape", tensor, self.shape(1, -1, channels))]
+
+        def then(op: str, *others: Tensor, of: Node | None = None) -> Node:
+            nodes.append(self.node(op, (of or nodes[-1]).outputs[0], *others))
+            return nodes[-1]
+
+        if missing:
+            then("Pad", self.shape(0, 0, 0, 0, 0, missing))
+        whole, length = nodes[-1], channels + missing
+        then("Abs")
+        then("MaxPool").attrs.update(kernel_shape=[size], strides=[size])
+        then("Reshape", self.shape(-1, 1))
+        then("Max", self.constant(np.float32(SMALLEST_REACH)))
+        scale = then("Div", self.constant(np.float32(INT8.qmax))).outputs[0]
+        then("Reshape", self.shape(-1, size), of=whole)
+        then("Div", scale)
+        then("Round")
+        then("Mul", scale)
+        then("Reshape", self.shape(1, -1, length))
+        if missing:
+            then("Slice", self.shape(0), self.shape(channels), self.shape(2))
+        then("Reshape", nodes[0].outputs[0])
+        return nodes
+
     def node(self, op: str, *inputs: Tensor) -> Node:
         """A node of a body, with an output of its own. It reads by name: tensors around it do not know of it."""
         read = [t if is_constant(t) and t.name not in self.originals else Variable(t.name) for t in inputs]
         name = self.graph.fresh(f"{inputs[0].name}_{op.lower()}")
         return Node(op, name, {}, read, [self.graph.variable(f"{name}_output")])
 
-    def constant(self, values: Array) -> Constant:
+    def constant(self, values: Array | np.floating[Any]) -> Constant:
         """A constant of a body."""
-        return self.graph.constant("switch_value", values.astype(np.float32))
+        return self.graph.constant("switch_value", np.asarray(values).astype(np.float32))
+
+    def shape(self, *sizes: int) -> Constant:
+        """A constant of a body that says a shape, or places."""
+        return self.graph.constant("switch_shape", np.asarray(sizes, np.int64))
 
 
 def _along(grid: Grid, values: Array, rank: int) -> Array:

@@ -1,0 +1,162 @@
+"""Plans that give each layer the form that pays, from what was measured of its parts, then measured whole.
+
+    noise and time of each form ── choose within budgets of noise ── build and measure each plan ── rank
+
+Sums predict and models decide: what a plan leaves as noise, what it loses by the metric of the contract and how fast it
+is are measured on the model that it makes (`trial.py`). Where that is more noise than the sums told, the budgets shrink
+by as much, and the choice is made again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnxq.build import place_graph
+from onnxq.channels import BALANCED
+from onnxq.decision import decide
+from onnxq.graph import to_model
+from onnxq.metric import Score
+from onnxq.options import Options
+from onnxq.placement import place_linear
+from onnxq.plan import NodePlan, Plan, Treatment
+from onnxq.recipe import Contract
+from onnxq.search.cost import Costs, measure_costs
+from onnxq.search.forms import BITS, DYNAMIC, FLOAT, STATIC, Forms
+from onnxq.search.grouping import Grouping
+from onnxq.search.mix import Table, best_trade, fastest_mixture, mixtures, uniform
+from onnxq.search.stopwatch import Stopwatch
+from onnxq.study import Study
+from onnxq.trial import NOISE_WORTH, TURNED_WORTH, USUAL_NOISE, Outcome, Trials
+
+OFF = 1.5
+"""How far sums may be off before budgets allow for it."""
+
+FEW = 3
+"""Plans that do not promise to keep the contract, and are tried all the same."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan and what was measured of it."""
+
+    plan: Plan
+    outcome: Outcome
+
+    @property
+    def price(self) -> float:
+        """Time and accuracy in one number: the logarithm of the time, and what the noise is worth."""
+        score, out = self.outcome.score, self.outcome
+        turned = None if score is None else score.turned
+        return (NOISE_WORTH * out.noise if turned is None else TURNED_WORTH * turned) - math.log(out.speedup)
+
+    def keeps(self, contract: Contract, most: int | None) -> bool:
+        """Whether it promises to keep a contract: measured on what calibration saw, and so without doubt's benefit."""
+        score, out = self.outcome.score, self.outcome
+        accurate = score is None or _likely_drop(score) <= contract.limit(score.metric)
+        quiet = contract.max_drop is not None or out.noise <= USUAL_NOISE
+        small = most is None or out.bytes <= most
+        return accurate and quiet and small and out.speedup >= contract.min_speedup
+
+
+def _likely_drop(score: Score) -> float:
+    """What more samples would show, as far as that can be told."""
+    return score.turned if score.metric == "agreement" and score.turned is not None else score.drop
+
+
+def mixed_plans(study: Study, static: Plan, options: Options) -> list[Plan]:
+    """Plans that give each layer the form that pays: static, dynamic, weight alone or float; the best trade first."""
+    forms = Forms(study.build.graph, study.build.context.target, static)
+    table = Table(Grouping(forms), *measure_forms(study, forms, options))
+    trials = Trials(study, options.batch)
+    tried: dict[str, Tried] = {}
+
+    def attempt(nodes: Mapping[str, NodePlan]) -> Tried:
+        plan = plan_of(study, static, nodes)
+        key = plan.to_json()
+        if key not in tried:
+            tried[key] = Tried(plan, trials.outcome(plan))
+        return tried[key]
+
+    bold = fastest_mixture(table)
+    outcome = attempt(bold.nodes).outcome
+    off = outcome.noise / bold.noise if bold.noise > 0 else 1.0
+    factor = 1.0 if 1 / OFF < off < OFF else off
+    most = study.recipe.contract.most_bytes(to_model(study.unchanged).ByteSize())
+    room = None if most is None else most - (outcome.bytes - bold.bytes)
+    trade = best_trade(table, NOISE_WORTH * factor, room)
+    found = [*mixtures(table, factor, room), *([trade] if trade else [])]
+    every = [*(mixture.nodes for mixture in found), *(uniform(table, form) for form in (DYNAMIC, *BITS))]
+    every += [uniform(table, FLOAT)] if study.rewrites else []
+    for done, nodes in enumerate(every, 1):
+        attempt(nodes)
+        study.build.progress("plans", done, len(every))
+    return [measured(entry) for entry in ranked(list(tried.values()), study.recipe.contract, most)]
+
+
+def ranked(tried: Sequence[Tried], contract: Contract, most: int | None) -> list[Tried]:
+    """Plans in the order in which they are worth proving: those that keep the contract, then the most cautious others.
+
+    Of those that keep it, the best trade comes first, if it is better than no trade at all; where the accuracy is
+    asked for, the fastest.
+    """
+    good = [e for e in tried if e.keeps(contract, most) and (e.price < 0 or contract.max_drop is not None)]
+    others = sorted((e for e in tried if e not in good), key=lambda entry: entry.outcome.noise)
+    if contract.max_drop is not None:
+        return [*sorted(good, key=lambda entry: -entry.outcome.speedup), *others[:FEW]]
+    return [*sorted(good, key=lambda entry: entry.price), *others[:FEW]]
+
+
+def measured(entry: Tried) -> Plan:
+    """The plan with what was measured of it, three digits of that."""
+    outcome = entry.outcome
+    drop = None if outcome.score is None else three_digits(outcome.score.drop)
+    values = {"noise": three_digits(outcome.noise), "speedup": three_digits(outcome.speedup), "drop": drop}
+    return entry.plan.model_copy(update=values)
+
+
+def three_digits(value: float) -> float:
+    """What a measurement is worth."""
+    return float(f"{value:.3g}")
+
+
+def plan_of(study: Study, static: Plan, nodes: Mapping[str, NodePlan]) -> Plan:
+    """The static plan with other decisions about some nodes; channels are balanced where integers read them."""
+    placement = place_graph(study.build, {name: plan.reason for name, plan in nodes.items()})
+    placement.nodes.update(nodes)
+    plan = study.plan(static.recipe.activation.range, placement)
+    scaled = (Treatment.STATIC, Treatment.DYNAMIC)
+    integer = [node for node in study.build.graph.nodes if plan.treatment(node.name) in scaled]
+    read = {tensor.name.removesuffix(BALANCED) for node in integer for tensor in node.inputs}
+    kept = {name: own for name, own in plan.balance.items() if integer and (not own.multiplies or name in read)}
+    return plan.model_copy(update={"balance": kept})
+
+
+def measure_forms(study: Study, forms: Forms, options: Options) -> tuple[dict[str, float], Costs]:
+    """Noise of everything that a form rounds, and microseconds of everything that can take a form."""
+    build, data = study.build, study.data
+    assert data is not None
+    grouping = Grouping(forms)
+    names = [name for name, plan in forms.plan.nodes.items() if plan.treatment is Treatment.STATIC]
+    muls = [node.name for node in grouping.muls.values()]
+    watch = Stopwatch(threads=study.threads, memo=study.memo, progress=build.progress)
+    feeds = next(data.batches(options.batch))
+    plans = {STATIC: forms.plan, **{form: linear_plan(study, form) for form in (DYNAMIC, *BITS)}}
+    costs = measure_costs(build.graph, plans, [*names, *muls], feeds, build.context.target, watch)
+    samples = study.affordable(len(grouping.rounded))
+    noise = study.recall(
+        "shares",
+        [samples, forms.plan.to_json()],
+        lambda: grouping.noise(data, samples, build.progress),
+    )
+    return noise, costs
+
+
+def linear_plan(study: Study, form: str) -> Plan:
+    """The plan that puts every linear layer in a form that needs no ranges."""
+    treatment = Treatment.WEIGHT if form in BITS else Treatment(form)
+    placement = place_linear(study.build.graph, study.recipe, treatment)
+    bits = {name: plan.model_copy(update={"bits": BITS.get(form, 8)}) for name, plan in placement.nodes.items()}
+    placement.nodes.update(bits)
+    return decide(placement, {}, study.recipe, study.build.context.target)
