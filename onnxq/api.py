@@ -16,6 +16,7 @@ from onnxq.comparison import batch_size
 from onnxq.delivery import Delivery, deliver, give_up
 from onnxq.diagnosis.examination import SAMPLES, Settings, examine, normal
 from onnxq.diagnosis.findings import Diagnosis
+from onnxq.diagnosis.plans import examine_plan
 from onnxq.errors import DataError, ModelError, OutputError, RecipeError, UnsupportedModel
 from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
@@ -92,11 +93,29 @@ def optimize(
         try:
             plans = plan_model(build, plan, calibration, [Path(path) for path in statistics], options)
         except Nothing as nothing:
-            return Frontier(options.frontier is not None).beside(give_up(str(nothing), build, delivery))
+            result = Frontier(options.frontier is not None).beside(give_up(str(nothing), build, delivery))
+            return _explained(result, build, delivery) if options.explain else result
         with frontier(build, plans, delivery) as models:
             result = models.beside(deliver(build, plans, delivery))
+        if options.explain:
+            result = _explained(result, build, delivery)
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
+
+
+def _explained(result: Result, build: Build, delivery: Delivery) -> Result:
+    """The result that says where the error of its model comes from, or why that cannot be said."""
+    options, found, said = delivery.options, None, "nothing was planned for this model."
+    settings = Settings(threads=options.threads, memory=options.memory, progress=options.progress)
+    with build.stage("explain"):
+        try:
+            if result.plan is not None:
+                found = examine_plan(delivery.reference[1], result.plan, result.mode, delivery.data, settings)
+        except (ModelError, Nothing) as error:
+            said = str(error)
+    notes = [] if found else [f"Its error was not explained: {said}"]
+    changed = {"diagnosis": found, "seconds": build.seconds, "warnings": [*result.warnings, *notes]}
+    return result.model_copy(update=changed)
 
 
 def _split(feeds: Data | None, samples: int, mode: Mode, build: Build) -> tuple[Data | None, Data | None]:

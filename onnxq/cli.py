@@ -76,6 +76,7 @@ def optimize(
     max_size: flags.MaxSize = None,
     keep_best: flags.KeepBest = None,
     frontier: flags.FrontierFolder = None,
+    explained: flags.Explained = False,
     threads: flags.Threads = 1,
     batch: flags.Batch = 1,
     seconds: flags.Seconds = 3.0,
@@ -93,7 +94,7 @@ def optimize(
 
     Without data, the linear layers find the scales of their inputs on each run (dynamic-int8).
     """
-    from onnxq import api, tables
+    from onnxq import api, diagnosis_table, tables
     from onnxq.options import Options
     from onnxq.plan import read_plan
 
@@ -137,6 +138,7 @@ def optimize(
                 force=force,
                 keep_best=keep_best,
                 frontier=frontier,
+                explain=explained,
                 memo=memo,
                 progress=progress,
             ),
@@ -144,7 +146,7 @@ def optimize(
     result = _save_plan(result, save_plan)
     contract = (followed.recipe if followed else chosen).contract
     shown = result.model_copy(update={"plan": result.plan.brief()}) if result.plan else result
-    report(shown, lambda: tables.result(model, result, contract), as_json, quiet)
+    report(shown, lambda: diagnosis_table.below(tables.result(model, result, contract), result), as_json, quiet)
     return 1 if result.status == "rejected" else 0
 
 
@@ -293,7 +295,7 @@ def explain(
     with told(quiet) as progress:
         options = Options(threads=threads, memory=flags.bytes_of(memory), progress=progress)
         found = api.explain(reference, candidate, data=data, top=top, samples=samples, options=options)
-    report(found, lambda: diagnosis_table.diagnosis(candidate, found, top), as_json, quiet)
+    report(found, lambda: diagnosis_table.diagnosis(candidate.name, found, top), as_json, quiet)
     return 0
 
 

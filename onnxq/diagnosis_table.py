@@ -12,21 +12,34 @@ from onnxq.tables import _decibels, _percent, _plural, _sheet, _table, _title
 
 if TYPE_CHECKING:
     from onnxq.diagnosis.findings import Diagnosis, Finding
+    from onnxq.result import Result
+
+TOP = 5
+"""Operators that get a sentence below the result of `optimize`."""
 
 MOST_ROWS = 10
 """Operators that a person wants to see; the JSON document holds them all."""
 
 
-def diagnosis(candidate: Path, found: Diagnosis, top: int) -> RenderableType:
-    """What `explain` found."""
-    head = _title(f"{candidate.name}: {_decibels(found.measured_db)} of signal over noise at '{found.output}'")
+def below(table: RenderableType, result: Result) -> RenderableType:
+    """What `optimize` did, and below it where the error of the result comes from, if that was asked for."""
+    if result.diagnosis is None:
+        return table
+    written = result.output if result.status == "optimized" else result.kept
+    name = "The best model that was tried" if written is None else Path(written).name
+    return Group(table, "", diagnosis(name, result.diagnosis, TOP))
+
+
+def diagnosis(name: str, found: Diagnosis, top: int) -> RenderableType:
+    """What `explain` found about a model."""
+    head = _title(f"{name}: {_decibels(found.measured_db)} of signal over noise at '{found.output}'")
     rows: list[tuple[str, RenderableType]] = [
         ("" if place else "Findings", Text(f"{place + 1}. {finding.sentence}", overflow="fold"))
         for place, finding in enumerate(found.findings[:top])
     ]
     if found.all_float is not None:
-        gain, left = f"{found.all_float.gain_db:.1f} dB", _decibels(found.all_float.sqnr_db)
-        rows.append(("All of them", f"In float together they should gain {gain}, up to {left}."))
+        left = "" if found.all_float.sqnr_db is None else f", up to {_decibels(found.all_float.sqnr_db)}"
+        rows.append(("All of them", f"In float together they should {found.all_float.promise}{left}."))
     adds_up = f"errors alone add up to {found.additivity:.2f} of all together"
     rows += [
         ("Simulated", f"{_decibels(found.simulated_db)}; {adds_up}"),

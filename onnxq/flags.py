@@ -248,6 +248,15 @@ FrontierFolder = Annotated[
         show_default=False,
     ),
 ]
+Explained = Annotated[
+    bool,
+    typer.Option(
+        "--explain",
+        rich_help_panel=RESULT,
+        help="Also say where the error of the result comes from, and what would help, as `onnxq explain` does; where "
+        "nothing keeps the contract, of the best model that was tried.",
+    ),
+]
 SavePlan = Annotated[
     Path | None,
     typer.Option(

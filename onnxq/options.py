@@ -29,6 +29,7 @@ class Options:
         keep_best: where to put the best model that was found, should none keep the contract; None: nowhere.
         frontier: folder for a handful of models from bold to cautious, beside the one that is chosen: NAME.1.onnx to
             NAME.5.onnx, where those of an earlier run are replaced; None: none.
+        explain: whether to say where the error of the result comes from, and what would help.
         providers: execution providers that validate; the first one is timed.
         memo: what was measured before: interrupted work goes on where it stopped, and later runs decide alike.
         progress: told what is going on.
@@ -43,6 +44,7 @@ class Options:
     force: bool = False
     keep_best: Path | None = None
     frontier: Path | None = None
+    explain: bool = False
     providers: tuple[str, ...] = (runtime.CPU,)
     memo: Memo = field(default_factory=_default_memo)
     progress: Progress = silent

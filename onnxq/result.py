@@ -7,6 +7,7 @@ from typing import Literal
 
 from onnxq.build import Build
 from onnxq.contract import CLEARLY_SLOWER
+from onnxq.diagnosis.findings import Diagnosis
 from onnxq.plan import Plan, Record, Treatment
 from onnxq.proof import Proof
 from onnxq.recipe import Mode
@@ -60,6 +61,8 @@ class Result(Record):
         random: whether validation ran on made-up data, so that its accuracy says little.
         calibrated: how many samples calibrated; 0 where none were needed.
         frontier: models from bold to cautious, none of which another one beats in everything, if that was asked for.
+        diagnosis: where the error of the quantized model comes from, if that was asked for; of the best one that was
+            tried where none was written.
         kept: where the best model went that breaks the contract, if that was asked for.
     """
 
@@ -75,6 +78,7 @@ class Result(Record):
     random: bool = False
     calibrated: int = 0
     frontier: list[Point] = []
+    diagnosis: Diagnosis | None = None
     kept: str | None = None
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from onnxq.plan import Record
 
 CureKind = Literal["per channel", "range", "balance", "keep float", "16 bits"]
+
+Boundless = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]
+"""A number that may be infinite, for which JSON has null."""
 
 MANY_TIMES = 4.0
 """A channel that reaches so many times as far as the median one takes two bits from the others."""
@@ -30,11 +35,18 @@ class Outlier(Record):
 
     Attributes:
         channel: its index.
-        times: how many times as far as the median channel.
+        times: how many times as far as the median channel; infinity where that is all zeros.
     """
 
     channel: int
-    times: float
+    times: Boundless
+
+    @property
+    def reach(self) -> str:
+        """How far it reaches, in words that follow `reaches`."""
+        return (
+            f"{self.times:.0f} times as far as the median one" if self.times < math.inf else "far, most others nowhere"
+        )
 
 
 class Cure(Record):
@@ -44,7 +56,8 @@ class Cure(Record):
         kind: `per channel`: a scale for each output channel; `range`: another rule for its input's range; `balance`:
             factors between the channels of its input and of its weight (SmoothQuant, cross-layer equalization);
             `keep float`; `16 bits`: an input of 16 bits.
-        gain_db: by how much the noise of the outputs falls, simulated with everything else as it is.
+        gain_db: by how much the noise of the outputs falls, simulated with everything else as it is;
+            infinity where nothing is left of it.
         sqnr_db: signal over noise of the worst output then; None where nothing is left of the noise.
         nodes: what to keep in float.
         rule: the range rule.
@@ -52,11 +65,16 @@ class Cure(Record):
     """
 
     kind: CureKind
-    gain_db: float
+    gain_db: Boundless
     sqnr_db: float | None
     nodes: list[str] = []
     rule: str = ""
     sentence: str
+
+    @property
+    def promise(self) -> str:
+        """What it should do, in words that follow `should`."""
+        return f"gain {self.gain_db:.1f} dB" if self.gain_db < math.inf else "leave no noise"
 
 
 class Finding(Record):
@@ -140,7 +158,7 @@ def sentence(finding: Finding) -> str:
     parts = [_cost(finding), *_reasons(finding)]
     if finding.cures:
         best = finding.cures[0]
-        parts.append(f"{best.sentence} That should gain {best.gain_db:.1f} dB.")
+        parts.append(f"{best.sentence} That should {best.promise}.")
     return " ".join(parts)
 
 
@@ -176,19 +194,14 @@ def _about_activation(finding: Finding) -> list[str]:
     channel = finding.input_outlier
     if channel is None or channel.times < MANY_TIMES:
         return []
-    return [
-        f"Channel {channel.channel} of '{finding.input}' reaches {channel.times:.0f} times as far as the median one."
-    ]
+    return [f"Channel {channel.channel} of '{finding.input}' reaches {channel.reach}."]
 
 
 def _about_weight(finding: Finding) -> list[str]:
     channel = finding.weight_outlier
     if channel is None or channel.times < MANY_TIMES or finding.per_channel:
         return []
-    return [
-        f"Channel {channel.channel} of its weight reaches {channel.times:.0f} times as far as the median one, "
-        "and all channels share one scale."
-    ]
+    return [f"Channel {channel.channel} of its weight reaches {channel.reach}, and all channels share one scale."]
 
 
 def _percent(share: float) -> str:

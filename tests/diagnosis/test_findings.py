@@ -42,15 +42,23 @@ def remedy(kind: str, gain: float, *nodes: str) -> Cure:
             {"input_outlier": Outlier(channel=3, times=41.4)},
             "Channel 3 of 'x' reaches 41 times as far as the median one.",
         ),
+        ({"input_outlier": Outlier(channel=3, times=np.inf)}, "Channel 3 of 'x' reaches far, most others nowhere."),
         ({"input_range": (-3.4e38, 9.0)}, "'x' reaches to -3.4e+38, a mask: its grid has room for little else."),
         ({"clipped": 0.02}, "2 % of the values of 'x' lie beyond the range."),
         ({"int16_overflow": 0.005}, "Without VNNI, 0.5 % of its outputs overflow 16 bits."),
         ({"rescaled": True}, "Its channels were rescaled"),
         ({"cures": [remedy("range", 3.25)]}, "Do range. That should gain 3.2 dB."),
+        ({"cures": [remedy("keep float", np.inf)]}, "Do keep float. That should leave no noise."),
     ],
 )
 def test_sentences(more: dict[str, Any], words: str) -> None:
     assert words in sentence(finding(**more))
+
+
+def test_what_is_infinite_comes_back_from_json() -> None:
+    most = finding(cures=[remedy("keep float", np.inf)], input_outlier=Outlier(channel=3, times=np.inf))
+    assert '"gain_db":null' in most.model_dump_json()
+    assert Finding.model_validate_json(most.model_dump_json()) == most
 
 
 def test_reasons_are_given_for_the_side_that_is_to_blame() -> None:
