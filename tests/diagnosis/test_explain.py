@@ -111,6 +111,35 @@ def test_a_wide_channel_of_a_weight_is_found(tool: str, tmp_path: Path) -> None:
     assert worst.cures[0].gain_db > 10
 
 
+@pytest.mark.parametrize("kind", ["per channel", "keep float"])
+def test_the_cure_of_a_wide_channel_of_a_weight_restores_the_accuracy(kind: str, tmp_path: Path) -> None:
+    """One planted layer is found first, and what is said to cure it does so when it is asked for in the recipe."""
+    model, x = wide_weight(tmp_path / "model.onnx"), pictures()
+    before = look(model, by_onnxq(model, x, weight={"per_channel": False}), x, top=4)
+    worst, named = before.findings[0], the(kind, before.findings[0])
+    assert (worst.node, worst.share > 0.9) == ("conv1", True)
+    wish = {worst.node: {"per_channel": True}}
+    if kind == "keep float":
+        wish = {name: {"quantize": False} for name in named.nodes}
+    after = look(model, by_onnxq(model, x, weight={"per_channel": False}, nodes=wish), x, top=0)
+    assert before.measured_db is not None
+    assert after.measured_db is not None
+    assert before.measured_db < 10 < 25 < after.measured_db
+    assert after.measured_db == pytest.approx(before.measured_db + named.gain_db, abs=1.5)
+    assert after.findings[0].share < 0.9, "no layer stands out any more"
+    if kind == "per channel":
+        cured = next(finding for finding in after.findings if finding.node == worst.node)
+        assert (cured.per_channel, cured.noise < 0.02 * worst.noise) == (True, True)
+    for other in before.findings[1:]:
+        nothing = look(model, by_onnxq(model, x, weight={"per_channel": False}, nodes=spared(other)), x, top=0)
+        assert nothing.measured_db is not None
+        assert nothing.measured_db < before.measured_db + 1, "the others are not to blame"
+
+
+def spared(finding: Finding) -> dict[str, Any]:
+    return {finding.node: {"quantize": False}}
+
+
 def test_keeping_float_what_is_named_restores_the_accuracy(tmp_path: Path) -> None:
     model, x = planted(tmp_path / "model.onnx"), pictures()
     before = look(model, by_onnxq(model, x), x, top=1)
