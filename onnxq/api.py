@@ -25,7 +25,7 @@ from onnxq.metric import check
 from onnxq.modelfile import Source, check_output, load, replacing, save
 from onnxq.options import Options
 from onnxq.passes import PIPELINES
-from onnxq.plan import Plan
+from onnxq.plan import Plan, Treatment
 from onnxq.planning import calibrate_graph, plan_model
 from onnxq.proof import Proof, by_operator, prove
 from onnxq.recipe import Contract, Mode, Recipe
@@ -105,11 +105,12 @@ def optimize(
 
 def _explained(result: Result, build: Build, delivery: Delivery) -> Result:
     """The result that says where the error of its model comes from, or why that cannot be said."""
-    options, found, said = delivery.options, None, "nothing was planned for this model."
+    options, found, said = delivery.options, None, "no operator was quantized."
+    treatments = set() if result.plan is None else {node.treatment for node in result.plan.nodes.values()}
     settings = Settings(threads=options.threads, memory=options.memory, progress=options.progress)
     with build.stage("explain"):
         try:
-            if result.plan is not None:
+            if result.plan is not None and treatments != {Treatment.FLOAT}:
                 found = examine_plan(delivery.reference[1], result.plan, result.mode, delivery.data, settings)
         except (ModelError, Nothing) as error:
             said = str(error)

@@ -20,6 +20,7 @@ from onnxq.errors import ModelError
 from onnxq.graph import Array, Graph, to_model
 from onnxq.inspection import has_scales
 from onnxq.passes import NORMALIZE
+from onnxq.passes.merge_linear import MergeLinear
 from onnxq.pipeline import Context, run
 from onnxq.runtime import Session
 from onnxq.search.reference import Run, worst
@@ -80,20 +81,29 @@ def examine(reference: Graph, candidate: Graph, measured: Run, data: Data, setti
         settings: how closely to look.
 
     Raises:
-        ModelError: the float model is quantized, or the other one holds no layer that is.
+        ModelError: the float model is quantized, or the other one holds no weight that is.
         UnsupportedModel: the runtime refuses a model.
         DataError: the data does not fit.
     """
     if has_scales(reference):
         raise ModelError("The first model is quantized already. Give the float model first, then the quantized one.")
-    case = open_case(reference, candidate)
-    if not any(suspect.pair for suspect in case.suspects.values()):
+    case = best_case(reference, candidate)
+    if not any(suspect.weight for suspect in case.suspects.values()):
         raise ModelError(
-            "The second model holds no layer with a quantized weight that belongs to a layer of the first. "
+            "The second model holds no quantized weight that belongs to the first. "
             "Give what a quantizer made of the float model."
         )
     examination = Examination(case, data, settings)
     return examination.diagnosis(measured)
+
+
+def best_case(reference: Graph, candidate: Graph) -> Case:
+    """The case in which most quantized layers find their own: layers of one input may have been merged before."""
+    case = open_case(reference, candidate)
+    if not case.lost:
+        return case
+    merged = open_case(run((MergeLinear(),), reference, Context(CPU, None), frozenset()).graph, candidate)
+    return merged if len(merged.lost) < len(case.lost) else case
 
 
 def normal(graph: Graph) -> Graph:

@@ -354,7 +354,7 @@ def test_what_cannot_be_explained(tmp_path: Path) -> None:
     quantized = by_onnxq(model, pictures())
     with pytest.raises(ModelError, match="quantized already"):
         look(quantized, model, pictures())
-    with pytest.raises(ModelError, match="holds no layer with a quantized weight"):
+    with pytest.raises(ModelError, match="holds no quantized weight"):
         look(model, model, pictures())
     renamed = tmp_path / "renamed.onnx"
     rename_input(quantized, renamed)

@@ -64,10 +64,10 @@ def test_what_is_wrong_is_said_in_one_line(onnxq: Command, case: tuple[Path, Pat
     np.savez(tmp_path / "rows.npz", x=rows())
     wrong = {
         "quantized already": (quantized, quantized, data),
-        "holds no layer with a quantized weight": (model, model, data),
+        "holds no quantized weight": (model, model, data),
         "has shape [24, 16]": (model, quantized, tmp_path / "rows.npz"),
         "does not exist": (model, quantized, tmp_path / "nowhere.npz"),
-        "holds no layer": (other, other, tmp_path / "rows.npz"),
+        "holds no quantized weight that": (other, other, tmp_path / "rows.npz"),
     }
     for words, (first, second, source) in wrong.items():
         done = onnxq("explain", first, second, "--data", source)

@@ -82,6 +82,41 @@ def test_a_model_that_was_rewritten(tmp_path: Path) -> None:
     assert found.notes == []
 
 
+def test_layers_that_were_merged(tmp_path: Path) -> None:
+    """By a plan, and in a model of which nothing is known but the file."""
+    model, x = perceptron(tmp_path / "model.onnx"), rows()
+    plan = explained(model, x, STATIC.model_copy(update={"balance": False})).plan
+    assert plan is not None
+    kept = {name: node.model_copy(update={"rounding": ""}) for name, node in plan.nodes.items()}
+    kept = {name: node for name, node in kept.items() if name in ("left", "last")}
+    plan = plan.model_copy(update={"rewrites": ["MergeLinear"], "nodes": kept})
+    result = onnxq.optimize(model, data={"x": x}, plan=plan, options=QUICK)
+    assert result.output is not None
+    for found in (result.diagnosis, onnxq.explain(model, result.output, data={"x": x}, top=0)):
+        assert found is not None
+        assert {finding.node for finding in found.findings} >= {"left", "last"}
+        assert (found.layers, found.notes) == (2, [])
+        assert found.simulated_db == pytest.approx(found.measured_db, abs=0.5)
+
+
+def test_an_embedding_alone(tmp_path: Path) -> None:
+    table, w = np.random.default_rng(1).normal(size=(2100, 8)), np.random.default_rng(2).normal(size=(8, 4))
+    nodes = [
+        onnx.helper.make_node("Gather", ["t", "i"], ["e"], "look"),
+        onnx.helper.make_node("MatMul", ["e", "w"], ["y"], "fc"),
+    ]
+    weights = [onnx.numpy_helper.from_array(v.astype(np.float32), n) for n, v in (("t", table), ("w", w))]
+    infos = [onnx.helper.make_tensor_value_info("i", 7, ["n"]), onnx.helper.make_tensor_value_info("y", 1, ["n", 4])]
+    graph = onnx.helper.make_graph(nodes, "words", infos[:1], infos[1:], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    recipe = Recipe.model_validate({"mode": "dynamic-int8", "nodes": {"fc": {"quantize": False}}})
+    data = {"i": np.arange(50)}
+    result = onnxq.optimize(model, data=data, recipe=recipe, options=QUICK)
+    assert result.diagnosis is not None
+    (finding,) = result.diagnosis.findings
+    assert (finding.node, finding.treatment, result.diagnosis.layers) == ("look", "between", 0)
+
+
 @pytest.mark.parametrize("mode", ["dynamic-int8", "weight-int8"])
 def test_other_modes(tmp_path: Path, mode: str) -> None:
     result = explained(perceptron(tmp_path / "model.onnx"), rows(), Recipe.model_validate({"mode": mode}))
@@ -107,18 +142,18 @@ def test_what_cannot_be_explained_is_a_note(tmp_path: Path) -> None:
     kept = STATIC.model_copy(update={"nodes": {"*": Override(quantize=False)}})
     nothing = explained(model, x, kept)
     assert (nothing.status, nothing.diagnosis) == ("left alone", None)
-    assert "Its error was not explained: nothing was planned for this model." in nothing.warnings
+    assert "Its error was not explained: no operator was quantized." in nothing.warnings
     qdq = tmp_path / "qdq.onnx"
     recipe = STATIC.model_copy(update={"format": "qdq"})
     result = onnxq.optimize(model, qdq, data={"x": x}, recipe=recipe, options=QUICK)
     assert result.diagnosis is not None
     again = explained(qdq, x)
     assert (again.status, again.diagnosis) == ("optimized", None)
-    assert any("not explained" in warning for warning in again.warnings)
+    assert "Its error was not explained: no operator was quantized." in again.warnings
     assert result.plan is not None
     floats = onnxq.optimize(model, data={"x": x}, plan=spared(result.plan), options=QUICK)
     assert floats.diagnosis is None
-    assert any("holds no layer with a quantized weight" in warning for warning in floats.warnings)
+    assert "Its error was not explained: no operator was quantized." in floats.warnings
 
 
 def test_nobody_asked(tmp_path: Path) -> None:
