@@ -49,7 +49,7 @@ class Result(Record):
 
     Attributes:
         status: `optimized`; `left alone`: the output is the input, for a reason; `rejected`: nothing keeps the
-            contract, or the outputs were too far from those of the float model, and nothing was written.
+            contract, or the outputs were too far from those of the float model, and there is no output.
         reason: why it was left alone or rejected; empty otherwise.
         output: the file that was written; None where none was.
         mode: what was built.
