@@ -56,10 +56,10 @@ class Candidate:
         drop = 0.0 if self.proof.score is None else self.proof.score.drop
         return noise, -self.proof.speedup, self.proof.size, drop
 
-    def beats(self, other: Candidate) -> bool:
-        """Whether it is at least as good in everything, and better in something."""
-        pairs = list(zip(self.costs, other.costs, strict=True))
-        return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+    @property
+    def float_costs(self) -> tuple[float, ...]:
+        """The same of the float model."""
+        return -math.inf, -1.0, self.proof.size_float, 0.0
 
     def point(self, file: Path, size: int) -> Point:
         """What a person and a program are told about it, once it is written."""
@@ -131,14 +131,20 @@ def _candidates(build: Build, plans: Sequence[Plan], start: Start, delivery: Del
 
 
 def handful(found: Sequence[Candidate]) -> list[Candidate]:
-    """Those that no other beats, from bold to cautious: the fastest, the one with the least noise, and some between."""
-    best = [one for one in found if not any(other.beats(one) for other in found)]
+    """Those that no other beats, nor the float model, from bold to cautious; of many, both ends and some between."""
+    best = [one for one in found if not any(_beat(c, one.costs) for c in (one.float_costs, *(o.costs for o in found)))]
     best.sort(key=lambda one: one.costs, reverse=True)
     if len(best) <= MOST:
         return best
     fastest = max(range(len(best)), key=lambda place: best[place].proof.speedup)
     spaced = [round(step * (len(best) - 1) / (MOST - 1)) for step in range(1, MOST)]
     return [best[place] for place in sorted({fastest, *spaced})]
+
+
+def _beat(costs: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether these are at most the others in everything, and less in something."""
+    pairs = list(zip(costs, others, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def places(folder: Path, model: Path) -> list[Path]:

@@ -80,6 +80,7 @@ def candidate(sqnr_db: float | None, speedup: float, size: int = 100, drop: floa
     proof = Proof.model_construct(
         outputs={"y": SimpleNamespace(sqnr_db=sqnr_db)},
         size=size,
+        size_float=400,
         speedup=speedup,
         milliseconds=1 / speedup,
         score=None if drop is None else SimpleNamespace(drop=drop, metric="top1"),
@@ -91,6 +92,12 @@ def test_what_another_one_beats_in_everything_is_left_out() -> None:
     bold, cautious, small = candidate(20, 3), candidate(40, 2), candidate(10, 1, size=50)
     beaten = [candidate(20, 2.9), candidate(39, 2), candidate(40, 2, size=101), candidate(40, 2, drop=0.1)]
     assert handful([*beaten, cautious, small, bold]) == [small, bold, cautious]
+
+
+def test_what_the_float_model_beats_in_everything_is_left_out() -> None:
+    slow, large = candidate(40, 0.9, size=400), candidate(50, 1.1, size=500)
+    small, lucky = candidate(30, 0.9, size=399), candidate(20, 0.8, size=401, drop=-0.01)
+    assert handful([slow, large, small, lucky]) == [lucky, small, large]
 
 
 def test_equals_and_what_has_no_noise() -> None:
