@@ -168,7 +168,8 @@ def place_graph(build: Build, spared: Mapping[str, str] | None = None) -> Placem
     """Where integers pay; `spared` gives the reason for each node that is kept from them."""
     graph, recipe = build.graph, build.recipe
     if build.mode in ("static-int8", "mixed-int8"):
-        placement = place(graph, build.context.target, recipe, spared)
+        measured = build.mode == "mixed-int8"
+        placement = place(graph, build.context.target, recipe, spared, stems=measured)
     else:
         treatment = Treatment.DYNAMIC if build.mode == "dynamic-int8" else Treatment.WEIGHT
         placement = place_linear(graph, recipe, treatment)

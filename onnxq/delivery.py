@@ -131,7 +131,7 @@ def _verdict(build: Build, file: Path, proof: Proof | None, delivery: Delivery) 
     reason = broken(proof) if not random else ""
     if reason:
         return Verdict(holds=False, accurate=False, reasons=[reason])
-    if delivery.judged and _is_float(build.plan):
+    if delivery.judged and build.plan is not None and build.plan.does_nothing:
         return Verdict(holds=False, reasons=["No layer runs faster in integers here without losing too much accuracy."])
     if proof is None or not delivery.judged:
         return Verdict(holds=True)
@@ -140,13 +140,6 @@ def _verdict(build: Build, file: Path, proof: Proof | None, delivery: Delivery) 
     speedup = known if isinstance(known, float) else proof.speedup
     memo.put("speedup", key, speedup)
     return judge(build.recipe.contract, proof.model_copy(update={"speedup": speedup}), random)
-
-
-def _is_float(plan: Plan | None) -> bool:
-    """Whether a plan changes nothing."""
-    if plan is None or plan.rewrites or plan.masks:
-        return False
-    return all(node.treatment is Treatment.FLOAT for node in plan.nodes.values())
 
 
 def _key(file: Path, delivery: Delivery) -> dict[str, JSON]:
@@ -197,7 +190,7 @@ def _proven(build: Build, made: tuple[Path, Graph], delivery: Delivery) -> Proof
 def _shortfall(plan: Plan | None, result: Result, verdict: Verdict) -> tuple[bool, int, float]:
     """How far a model is from its contract: limits broken, then what accuracy it loses. A float one comes last."""
     score = None if result.proof is None else result.proof.score
-    return _is_float(plan), len(verdict.reasons), score.drop if score is not None else 0.0
+    return plan is not None and plan.does_nothing, len(verdict.reasons), score.drop if score is not None else 0.0
 
 
 def _float_keeps(contract: Contract, delivery: Delivery) -> bool:

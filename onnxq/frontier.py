@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxq.build import Build
-from onnxq.delivery import Delivery, _attempt, _is_float, _quantized
+from onnxq.delivery import Delivery, _attempt, _quantized
 from onnxq.errors import OutputError, RecipeError
 from onnxq.graph import Graph
 from onnxq.modelfile import replacing, save
@@ -123,7 +123,7 @@ def _candidates(build: Build, plans: Sequence[Plan], start: Start, delivery: Del
     """Every plan that makes a quantized model which is not broken."""
     own = replace(delivery, target=None)
     for plan in plans:
-        if _is_float(plan):
+        if plan.does_nothing:
             continue
         result, verdict = _attempt(build, plan, start, own)
         if result.proof is not None and (delivery.data.is_random or not broken(result.proof)):

@@ -36,6 +36,9 @@ OFF = 1.5
 FEW = 3
 """Plans that do not promise to keep the contract, and are tried all the same."""
 
+NEARLY = 0.95
+"""Share of the speed that is asked for which another measurement may make up for."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -96,16 +99,17 @@ def mixed_plans(study: Study, static: Plan, options: Options) -> list[Plan]:
 
 
 def ranked(tried: Sequence[Tried], contract: Contract, most: int | None) -> list[Tried]:
-    """Plans in the order in which they are worth proving: those that keep the contract, then the most cautious others.
+    """Plans in the order in which they are worth proving: those that keep the contract, then what comes near to it.
 
     Of those that keep it, the best trade comes first, if it is better than no trade at all; where the accuracy is
-    asked for, the fastest.
+    asked for, the fastest. Of the others the most cautious ones are tried too, for other samples may judge otherwise.
     """
     good = [e for e in tried if e.keeps(contract, most) and (e.price < 0 or contract.max_drop is not None)]
-    others = sorted((e for e in tried if e not in good), key=lambda entry: entry.outcome.noise)
-    if contract.max_drop is not None:
-        return [*sorted(good, key=lambda entry: -entry.outcome.speedup), *others[:FEW]]
-    return [*sorted(good, key=lambda entry: entry.price), *others[:FEW]]
+    good.sort(key=lambda entry: entry.price if contract.max_drop is None else -entry.outcome.speedup)
+    others = [entry for entry in tried if entry not in good and not entry.plan.does_nothing]
+    near = [entry for entry in others if entry.outcome.speedup >= NEARLY * contract.min_speedup]
+    near.sort(key=lambda entry: entry.outcome.noise)
+    return [*good, *near[:FEW]] or [max(tried, key=lambda entry: entry.outcome.speedup)]
 
 
 def measured(entry: Tried) -> Plan:

@@ -54,12 +54,19 @@ class Draft:
     integer: set[str] = field(default_factory=set)
 
 
-def place(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str] | None = None) -> Placement:
+def place(
+    graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str] | None = None, *, stems: bool = False
+) -> Placement:
     """Decide for every node whether it runs on integers with static scales.
 
-    `spared` gives the reason for each node that stays in float because it was found to cost too much accuracy.
+    Args:
+        graph: the float model.
+        target: what runs it.
+        recipe: what was asked for.
+        spared: the reason for each node that stays in float because it was found to cost too much.
+        stems: whether a convolution over few channels may run on integers, because its time will be measured.
     """
-    draft = _first_draft(graph, target, recipe, spared or {})
+    draft = _first_draft(graph, target, recipe, spared or {}, stems)
     while _prune(graph, target, draft):
         pass
     nodes = _node_plans(graph, target, draft, recipe)
@@ -72,13 +79,13 @@ def place(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str
     return Placement(nodes, tensors, fixed, asked, masked_sums(graph, recipe))
 
 
-def _first_draft(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str]) -> Draft:
+def _first_draft(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[str, str], stems: bool) -> Draft:
     draft = Draft(reasons=dict(spared))
     for node in [n for n in graph.nodes if n.name not in spared]:
         if not recipe.override(node.name, node.op).quantize:
             draft.reasons[node.name] = "The recipe keeps it in float."
         elif node.op in target.layers and not (node.domain or ""):
-            _draft_layer(graph, node, target, draft)
+            _draft_layer(graph, node, target, draft, stems)
         elif node.op in target.why_float:
             draft.reasons[node.name] = target.why_float[node.op]
     for node in graph.nodes:
@@ -88,12 +95,12 @@ def _first_draft(graph: Graph, target: Target, recipe: Recipe, spared: Mapping[s
     return draft
 
 
-def _draft_layer(graph: Graph, node: Node, target: Target, draft: Draft) -> None:
+def _draft_layer(graph: Graph, node: Node, target: Target, draft: Draft, stems: bool) -> None:
     layer = layer_of(graph, node, target.absorbed)
     if isinstance(layer, str):
         draft.reasons[node.name] = layer
         return
-    if _is_stem(layer, target):
+    if not stems and _is_stem(layer, target):
         count = _channels(layer)
         what = "1 channel" if count == 1 else f"{count} channels"
         draft.reasons[node.name] = f"A convolution over {what} is faster in float here."

@@ -156,6 +156,12 @@ class Plan(Record):
         """What happens to the node of this name."""
         return self.nodes[node].treatment if node in self.nodes else Treatment.FLOAT
 
+    @property
+    def does_nothing(self) -> bool:
+        """Whether it leaves a model as it is."""
+        floats = all(node.treatment is Treatment.FLOAT for node in self.nodes.values())
+        return floats and not self.rewrites and not self.masks
+
     def brief(self) -> Plan:
         """The plan without the integers of weights, which are long: to be looked at, not to be followed."""
         shorter = {

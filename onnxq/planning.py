@@ -38,8 +38,10 @@ from onnxq.placement import Placement
 from onnxq.plan import BalancePlan, Plan, Treatment
 from onnxq.recipe import RangeRule
 from onnxq.search.balance import Site, find_balance, sites
-from onnxq.search.forms import layer_shares
+from onnxq.search.forms import Forms, layer_shares
+from onnxq.search.grouping import Grouping
 from onnxq.search.reach import best_ranges
+from onnxq.search.refine import LOUDEST, refined_ranges
 from onnxq.search.rewrites import fires, keeps_named, worth_it
 from onnxq.search.rounding import choose_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
@@ -109,7 +111,7 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
     with build.stage("search"):
         if build.recipe.balance:
             balance_channels(study, options)
-        plan = choose_rule(study) if build.recipe.activation.range == "auto" else study.plan()
+        plan = refine(study, choose_rule(study)) if build.recipe.activation.range == "auto" else study.plan()
         if build.recipe.weight.rounding == "auto":
             plan = choose_rounding(study, plan)
         if build.mode == "mixed-int8":
@@ -125,7 +127,7 @@ def make_faster(build: Build, data: Data, options: Options) -> tuple[list[str], 
     target, recipe = build.context.target, by_rule(build.recipe, "minmax")
 
     def draft(graph: Graph) -> Graph:
-        placement = place_graph(build.beside(graph))
+        placement = place_graph(replace(build.beside(graph), mode="static-int8"))
         made_up = dict.fromkeys(placement.tensors.values(), Seen.of(np.array([-4, 4], np.float32)))
         plan = decide(placement, made_up, recipe, target)
         return run((*QUANTIZE, *FOLD), graph, Context(target, plan), GIVEN).graph
@@ -233,6 +235,30 @@ def recalled_ranges(study: Study, plain: Plan) -> dict[str, Range]:
 
     known = study.recall("ranges", plain.to_json(), search)
     return {name: (low, high, rule) for name, (low, high, rule) in known.items()}
+
+
+def refine(study: Study, plain: Plan) -> Plan:
+    """The plan with other ranges for the loudest tensors, where that leaves less noise at the outputs."""
+    build, data, measure = study.build, study.data, study.meter(RULE_SAMPLES)
+    assert data is not None
+    fixed = {name for name, node in study.placement.asked.items() if build.recipe.override(node.name, node.op).range}
+    fixed |= study.placement.fixed.keys()
+    sources = {tensor: source for tensor, source in study.placement.tensors.items() if source not in fixed}
+
+    def search() -> Any:
+        grouping = Grouping(Forms(build.graph, build.context.target, plain))
+        samples = SAMPLES, study.affordable(LOUDEST * len(RULES))
+        found = refined_ranges(grouping, sources, study.statistics, data, samples, build.progress)
+        return {name: list(ends) for name, ends in found.items()}
+
+    before = study.chosen
+    known = study.recall("refined", plain.to_json(), search)
+    study.chosen = {**before, **{name: (low, high, rule) for name, (low, high, rule) in known.items()}}
+    plan = study.plan(plain.recipe.activation.range)
+    if known and measure(plan) < measure(plain):
+        return plan
+    study.chosen = before
+    return plain
 
 
 def spare_worst(study: Study, plan: Plan) -> Plan:

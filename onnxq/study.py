@@ -22,7 +22,7 @@ from onnxq.recipe import RangeRule, Recipe
 from onnxq.runtime import Session, interleave
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, Noise, noise_meter
 
-PATIENCE = 12.0
+PATIENCE = 8.0
 """Seconds that the measurements of one kind may take, as far as samples can be saved."""
 
 PACE_SECONDS = 0.3

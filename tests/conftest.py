@@ -16,11 +16,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxq import planning, proof
+from onnxq import mixed, muls, proof
 from onnxq.__main__ import run
+from onnxq.layers import LAYERS
+from onnxq.plan import Plan, Treatment
 from onnxq.runtime import CPU, Kernel, Timing
 from onnxq.search import rewrites
+from onnxq.search.forms import WEIGHT_4, WEIGHT_8
 from onnxq.search.stopwatch import Sample, Stopwatch
+from onnxq.trial import Trials
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -114,7 +118,9 @@ class Clock:
     """
 
     speedups: list[float] = field(default_factory=lambda: [2.0])
-    microseconds: dict[str, float] = field(default_factory=lambda: {"float": 90.0, "dynamic": 60.0, "static": 30.0})
+    microseconds: dict[str, float] = field(
+        default_factory=lambda: {"float": 90.0, "dynamic": 60.0, "static": 30.0, WEIGHT_8: 95.0, WEIGHT_4: 95.0}
+    )
     timed: int = 0
 
     def interleave(self, sessions: Sequence[object], feeds: object, **_: object) -> list[Timing]:
@@ -122,6 +128,14 @@ class Clock:
         speedup = self.speedups[min(self.timed, len(self.speedups) - 1)]
         self.timed += 1
         return [Timing(6.0, 1.0), Timing(6.0 / speedup, speedup)]
+
+    def whole(self, plan: Plan) -> Timing:
+        """In place of `Trials._timing`: the sum over layers."""
+        layers = [node for node in plan.nodes.values() if node.op in LAYERS]
+        weights = {4: WEIGHT_4, 8: WEIGHT_8}
+        forms = [weights[n.bits] if n.treatment is Treatment.WEIGHT else n.treatment.value for n in layers]
+        before, after = len(layers) * self.microseconds["float"], sum(self.microseconds[form] for form in forms)
+        return Timing(after / 1e3, before / after)
 
     def take_turns(self, samples: Mapping[str, Sequence[Sample]], watch: Stopwatch) -> dict[str, list[list[Kernel]]]:
         """In place of `onnxq.search.stopwatch.take_turns`."""
@@ -136,7 +150,9 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setenv("ONNXQ_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(proof, "interleave", clock.interleave)
     monkeypatch.setattr(proof, "loaded_memory", lambda *_: 0)
-    monkeypatch.setattr(planning, "Stopwatch", partial(Stopwatch, timer=clock.take_turns))
+    for module in (mixed, muls):
+        monkeypatch.setattr(module, "Stopwatch", partial(Stopwatch, timer=clock.take_turns))
+    monkeypatch.setattr(Trials, "_timing", lambda _, plan, __: clock.whole(plan))
     monkeypatch.setattr(rewrites, "interleave", lambda sessions, *_, **__: [Timing(6.0, 1.0) for _ in sessions])
     return clock
 

@@ -235,10 +235,10 @@ def test_a_search_that_is_asked_for_less_noise_takes_a_more_cautious_plan(tmp_pa
     model = tmp_path / "model.onnx"
     onnx.save(proto, model)
     found = []
-    for drop, timed in ((0.5, 1), (1e-3, 3), (1e-7, 3)):
+    for drop in (0.5, 1e-3, 1e-7):
         clock.timed = 0
         found.append(optimize(model, {"x": x}, Contract(metric="sqnr", max_drop=drop)))
-        assert clock.timed == timed
+        assert clock.timed == 1, "what loses too much on calibration data is not proven"
     assert [result.status for result in found] == ["optimized", "optimized", "left alone"]
     assert forms(found[0]) == {"one": "static", "two": "static"}
     assert forms(found[1]) == {"one": "float", "two": "static"}
@@ -438,7 +438,7 @@ def test_accuracy_is_judged_anew_on_other_data_of_the_same_name(model: Path, dat
 def test_one_memo_gives_the_same_bytes_whatever_the_time_is(model: Path, data: Path, clock: Clock) -> None:
     memo = Memo()
     first, bytes_before = optimize(model, data, memo=memo), output_of(model).read_bytes()
-    clock.microseconds = {"float": 1.0, "dynamic": 80.0, "static": 90.0}
+    clock.microseconds |= {"float": 1.0, "dynamic": 80.0, "static": 90.0}
     clock.speedups = [0.1]
     again = optimize(model, data, memo=memo)
     assert (again.status, again.plan) == (first.status, first.plan) == ("optimized", first.plan)

@@ -99,6 +99,12 @@ class Grouping:
         nodes = [node.name for node in dict.fromkeys(held.outputs) if node.name not in inside]
         return [*nodes, *([tensor] if self.forms.graph.kept(held) else [])]
 
+    def rounded_for(self, tensor: str) -> tuple[str, ...]:
+        """Who reads a tensor as integers where everything is static; empty for everybody."""
+        if tensor in self.makers:
+            return ()
+        return tuple(member for names in self.reading.values() for member in names.get(tensor, ()))
+
     def moves(self, member: str) -> bool:
         """Whether an operator only moves values on a grid that they are on already."""
         if member in self.forms.layers:
