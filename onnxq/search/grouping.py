@@ -109,9 +109,10 @@ class Grouping:
         """Whether an operator only moves values on a grid that they are on already."""
         if member in self.forms.layers:
             return False
-        tensors = self.forms.plan.tensors
-        ends = [t.name for t in (*self.nodes[member].inputs, *self.nodes[member].outputs) if t.name in tensors]
-        return len({(tensors[name].scale, tensors[name].zero_point) for name in ends}) == 1
+        node, tensors = self.nodes[member], self.forms.plan.tensors
+        read, written = ([t.name for t in ends if t.name in tensors] for ends in (node.inputs, node.outputs))
+        # an activation behind a sum that saturates in its place reads no grid
+        return bool(read) and len({(tensors[name].scale, tensors[name].zero_point) for name in (*read, *written)}) == 1
 
     def noise(self, data: Data, samples: int, progress: Progress = silent) -> dict[str, float]:
         """Noise over signal at the worst output of everything that is rounded, alone."""
