@@ -75,15 +75,14 @@ def mixed_plans(study: Study, static: Plan, options: Options) -> list[Plan]:
     trials = Trials(study, options.batch)
     tried: dict[str, Tried] = {}
 
-    def attempt(nodes: Mapping[str, NodePlan]) -> Tried:
-        plan = plan_of(study, static, nodes)
+    def attempt(plan: Plan) -> Tried:
         key = plan.to_json()
         if key not in tried:
             tried[key] = Tried(plan, trials.outcome(plan))
         return tried[key]
 
     bold = fastest_mixture(table)
-    outcome = attempt(bold.nodes).outcome
+    outcome = attempt(plan_of(study, static, bold.nodes)).outcome
     off = outcome.noise / bold.noise if bold.noise > 0 else 1.0
     factor = 1.0 if 1 / OFF < off < OFF else off
     most = study.recipe.contract.most_bytes(to_model(study.unchanged).ByteSize())
@@ -93,9 +92,21 @@ def mixed_plans(study: Study, static: Plan, options: Options) -> list[Plan]:
     every = [*(mixture.nodes for mixture in found), *(uniform(table, form) for form in (DYNAMIC, *BITS))]
     every += [uniform(table, FLOAT)] if study.rewrites else []
     for done, nodes in enumerate(every, 1):
-        attempt(nodes)
+        attempt(plan_of(study, static, nodes))
         study.build.progress("plans", done, len(every))
+    for entry in ranked(list(tried.values()), study.recipe.contract, most)[:FEW]:
+        attempt(otherwise_rounded(entry.plan, study))
     return [measured(entry) for entry in ranked(list(tried.values()), study.recipe.contract, most)]
+
+
+def otherwise_rounded(plan: Plan, study: Study) -> Plan:
+    """The plan with its static layers rounded as was no better for all layers together: for these it may be."""
+    nodes = {
+        name: node.model_copy(update={"rounding": study.other_rounding.get(name, "")})
+        for name, node in plan.nodes.items()
+        if node.treatment is Treatment.STATIC
+    }
+    return plan.model_copy(update={"nodes": {**plan.nodes, **nodes}})
 
 
 def ranked(tried: Sequence[Tried], contract: Contract, most: int | None) -> list[Tried]:

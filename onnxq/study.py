@@ -46,6 +46,7 @@ class Study:
         chosen: ranges that were found tensor by tensor.
         balance: factors of tensors that were balanced.
         rounding: how weights of static layers are rounded where not to nearest.
+        other_rounding: how else they could be, which was no better where everything is static.
         original: the graph before that, which noise is measured against.
         plain: the graph before it was rewritten, which speed is measured against.
         key: what measurements depend on, beside the graph and what is measured.
@@ -63,6 +64,7 @@ class Study:
     chosen: Mapping[str, Range] = field(default_factory=dict)
     balance: dict[str, BalancePlan] = field(default_factory=dict)
     rounding: dict[str, str] = field(default_factory=dict)
+    other_rounding: dict[str, str] = field(default_factory=dict)
     original: Graph | None = None
     plain: Graph | None = None
     key: Mapping[str, JSON] = field(default_factory=dict)
@@ -106,7 +108,7 @@ class Study:
         if self.build.mode != "mixed-int8":
             return SAMPLES
         pace = float(self.recall("pace", None, self._pace))
-        return int(np.clip(PATIENCE / (runs * pace), SAMPLES, RULE_SAMPLES))
+        return int(np.clip(PATIENCE / (max(runs, 1) * pace), SAMPLES, RULE_SAMPLES))
 
     def _pace(self) -> float:
         """Seconds that a sample takes, to the next power of two."""

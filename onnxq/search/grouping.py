@@ -19,7 +19,7 @@ from onnxq.calibration.data import Data
 from onnxq.channels import BALANCED
 from onnxq.graph import Node
 from onnxq.plan import Treatment
-from onnxq.search.forms import FLOAT, Forms
+from onnxq.search.forms import FLOAT, STATIC, Forms
 from onnxq.search.switches import Switch, SwitchBoard
 
 
@@ -104,6 +104,17 @@ class Grouping:
         if tensor in self.makers:
             return ()
         return tuple(member for names in self.reading.values() for member in names.get(tensor, ()))
+
+    def static(self) -> Iterator[Switch]:
+        """Everything that is rounded where all that can be is static."""
+        for name in self.forms.layers:
+            yield from self.forms.rounded(name, STATIC)
+        for tensor in self.forms.plan.tensors:
+            yield self.planned(tensor)
+
+    def planned(self, tensor: str) -> Switch:
+        """A tensor on the grid that the plan has for it."""
+        return Switch(f"{tensor}|planned", tensor, self.rounded_for(tensor), grid=self.forms.grid(tensor))
 
     def moves(self, member: str) -> bool:
         """Whether an operator only moves values on a grid that they are on already."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxq.channels import input_channels
 from onnxq.graph import weight
 from onnxq.plan import NodePlan, Treatment
 from onnxq.search.choice import Choice, Edge, Group, Option, fastest, knee
@@ -100,10 +101,11 @@ class Table:
         forms = self.grouping.forms
         if member not in forms.layers:
             return 0
-        layer, settings = forms.layers[member], forms.plan.recipe.weight
-        size = weight(layer.weight).size
+        layer, block = forms.layers[member], forms.plan.recipe.weight.block_size
+        size, inputs = weight(layer.weight).size, input_channels(layer)
         if form in BITS:
-            return size * BITS[form] // 8 + 4 * -(-size // settings.block_size)
+            # the last block of each output is filled up, and each block has a scale
+            return size // inputs * -(-inputs // block) * (block * BITS[form] // 8 + 4)
         return 4 * size if form == FLOAT else size
 
     def _boundary(self, tensor: str) -> Boundary:
@@ -152,7 +154,9 @@ def best_trade(table: Table, rate: float, max_bytes: float | None = None) -> Mix
         for e in table.edges()
     ]
     choice = fastest(groups, edges, max_bytes=max_bytes)
-    return None if choice is None else _mixture(table, choice)
+    if choice is None:
+        return None
+    return _mixture(table, replace(choice, microseconds=choice.microseconds - price * choice.error))
 
 
 def uniform(table: Table, form: str) -> dict[str, NodePlan]:

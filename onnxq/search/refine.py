@@ -14,7 +14,6 @@ from onnxq.calibration.collect import Progress, Statistics, silent
 from onnxq.calibration.data import Data
 from onnxq.numerics.affine import parameters
 from onnxq.numerics.formats import FORMATS
-from onnxq.search.forms import STATIC
 from onnxq.search.grouping import Grouping
 from onnxq.search.local import Range
 from onnxq.search.reach import proposals
@@ -28,8 +27,6 @@ LOUD = 0.02
 
 LESS = 0.98
 """Another range is taken where it leaves less than this share of the noise."""
-
-NOW = "now"
 
 
 def refined_ranges(
@@ -57,11 +54,10 @@ def refined_ranges(
             ranges.setdefault(source, []).append(tensor)
     loud = _loud(grouping, ranges, data, samples[0])
     options = {source: proposals(statistics[source].histogram, plan.recipe) for source in loud}
-    weights = [switch for name in grouping.forms.layers for switch in grouping.forms.rounded(name, STATIC)]
-    now = [_now(grouping, tensor) for tensor in plan.tensors]
+    static = list(grouping.static())
     others = [switch for source in loud for switch in _tried(grouping, ranges[source], options[source])]
-    board = SwitchBoard(grouping.forms.graph, [*weights, *now, *others], data, samples[1])
-    on = {switch.name for switch in (*weights, *now)}
+    board = SwitchBoard(grouping.forms.graph, [*static, *others], data, samples[1])
+    on = {switch.name for switch in static}
     least, chosen = board.noise(on), dict[str, tuple[float, float, str]]()
     for done, (source, found) in enumerate(options.items(), 1):
         best, before = "", {name for name in on if name.rpartition("|")[0] in ranges[source]}
@@ -78,15 +74,11 @@ def refined_ranges(
 
 def _loud(grouping: Grouping, ranges: Mapping[str, Sequence[str]], data: Data, samples: int) -> list[str]:
     """The ranges that cause most of the noise, the loudest first."""
-    switches = {tensor: _now(grouping, tensor) for tensors in ranges.values() for tensor in tensors}
+    switches = {tensor: grouping.planned(tensor) for tensors in ranges.values() for tensor in tensors}
     board = SwitchBoard(grouping.forms.graph, list(switches.values()), data, samples)
     noise = {source: board.noise([switches[tensor].name for tensor in tensors]) for source, tensors in ranges.items()}
     ranked, least = sorted(noise, key=lambda source: -noise[source]), LOUD * sum(noise.values())
     return [source for source in ranked if noise[source] > least][:LOUDEST]
-
-
-def _now(grouping: Grouping, tensor: str) -> Switch:
-    return Switch(f"{tensor}|{NOW}", tensor, grouping.rounded_for(tensor), grid=grouping.forms.grid(tensor))
 
 
 def _tried(grouping: Grouping, tensors: Sequence[str], found: Mapping[str, Range]) -> Iterator[Switch]:

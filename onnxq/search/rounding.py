@@ -8,7 +8,7 @@ others tell how much of that to believe (`numerics/rounding/shrinkage.py`), and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,9 @@ from onnxq.numerics.unfold import unfold
 from onnxq.plan import Plan, TensorPlan, Treatment
 from onnxq.recipe import Weight
 from onnxq.runtime import Session
-from onnxq.search.forms import grid_of, layer_shares
+from onnxq.search.forms import STATIC, Forms, grid_of, layer_shares
 from onnxq.search.sensitivity import RULE_SAMPLES
+from onnxq.search.switches import SwitchBoard
 from onnxq.study import Study
 from onnxq.weights import corrected_means, differences, rounded_weight
 
@@ -111,14 +112,40 @@ def choose_rounding(study: Study, plain: Plan) -> Plan:
 
     def search() -> dict[str, str]:
         shares = layer_shares(build.graph, build.context.target, plain, data, GLANCE, build.progress)
-        return better_rounding(build.graph, plain, data, shares, build.progress)
+        found = better_rounding(build.graph, plain, data, shares, build.progress)
+        forms = Forms(build.graph, build.context.target, plain)
+        return helpful(forms, found, data, study.affordable(2 * len(found)), build.progress)
 
     study.rounding = study.recall("rounding", plain.to_json(), search)
     plan = study.plan(plain.recipe.activation.range)
-    if study.rounding and measure(plan) < measure(plain):
+    # each was measured to help, alone; all together they meet the noise of everything else, and must not clearly hurt
+    if study.rounding and CLEARLY_LESS * measure(plan) < measure(plain):
         return plan
-    study.rounding = {}
+    study.rounding, study.other_rounding = {}, study.rounding
     return plain
+
+
+def helpful(
+    forms: Forms, found: Mapping[str, str], data: Data, samples: int, progress: Progress = silent
+) -> dict[str, str]:
+    """Those roundings that leave less noise at the outputs of the model, each alone in a float one.
+
+    What cancels at the output of a layer need not help the model: the layers behind may add up what is left.
+    """
+    if not found:
+        return {}
+    plan = forms.plan
+    nodes = {name: plan.nodes[name].model_copy(update={"rounding": text}) for name, text in found.items()}
+    rounded = replace(forms, plan=plan.model_copy(update={"nodes": {**plan.nodes, **nodes}}))
+    nearest = {name: list(forms.rounded(name, STATIC)) for name in found}
+    others = {name: [replace(s, name=f"{s.name}, other") for s in rounded.rounded(name, STATIC)] for name in found}
+    switches = [switch for name in found for switch in (*nearest[name], *others[name])]
+    board, kept = SwitchBoard(forms.graph, switches, data, samples), dict[str, str]()
+    for done, (name, text) in enumerate(found.items(), 1):
+        before, after = (board.noise([switch.name for switch in own[name]]) for own in (nearest, others))
+        kept |= {name: text} if after < CLEARLY_LESS * before else {}
+        progress("rounding", done, len(found))
+    return kept
 
 
 def better_rounding(
