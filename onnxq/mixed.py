@@ -25,7 +25,7 @@ from onnxq.recipe import Contract
 from onnxq.search.cost import Costs, measure_costs
 from onnxq.search.forms import BITS, DYNAMIC, FLOAT, STATIC, Forms
 from onnxq.search.grouping import Grouping
-from onnxq.search.mix import Table, best_trade, fastest_mixture, mixtures, uniform
+from onnxq.search.mix import Table, best_trade, fastest_mixture, layers_of, mixtures, uniform
 from onnxq.search.stopwatch import Stopwatch
 from onnxq.study import Study
 from onnxq.trial import NOISE_WORTH, TURNED_WORTH, USUAL_NOISE, Outcome, Trials
@@ -89,7 +89,12 @@ def mixed_plans(study: Study, static: Plan, options: Options) -> list[Plan]:
     room = None if most is None else most - (outcome.bytes - bold.bytes)
     trade = best_trade(table, NOISE_WORTH * factor, room)
     found = [*mixtures(table, factor, room), *([trade] if trade else [])]
-    every = [*(mixture.nodes for mixture in found), *(uniform(table, form) for form in (DYNAMIC, *BITS))]
+    layers = [layers_of(table, mixture.nodes) for mixture in found[:FEW]]
+    every = [
+        *(mixture.nodes for mixture in found),
+        *layers,
+        *(uniform(table, form) for form in (STATIC, DYNAMIC, *BITS)),
+    ]
     every += [uniform(table, FLOAT)] if study.rewrites else []
     for done, nodes in enumerate(every, 1):
         attempt(plan_of(study, static, nodes))

@@ -165,6 +165,14 @@ def uniform(table: Table, form: str) -> dict[str, NodePlan]:
     return decisions(table, {name: form if form in known else FLOAT for name, known in options.items()})
 
 
+def layers_of(table: Table, nodes: Mapping[str, NodePlan]) -> dict[str, NodePlan]:
+    """What is decided about layers alone: all that stands between them stays static.
+
+    A tensor that changes its form on the way may change its layout all the way, which no part of a model shows.
+    """
+    return {name: plan for name, plan in nodes.items() if name in table.grouping.forms.layers}
+
+
 def mixtures(table: Table, factor: float = 1.0, max_bytes: float | None = None) -> list[Mixture]:
     """Different ways to run a model, each the fastest within a budget of noise, from bold to cautious.
 
