@@ -64,7 +64,7 @@ def deliver(build: Build, plans: Sequence[Plan], delivery: Delivery) -> Result:
     for plan in wanted:
         if any(_louder(plan, other) for other, _, verdict in tried if not verdict.accurate):
             continue
-        result, verdict = _attempt(build, plan, (prepared, changes), delivery)
+        result, verdict = attempt(build, plan, (prepared, changes), delivery)
         if verdict.holds or delivery.options.force:
             return result
         tried.append((plan, result, verdict))
@@ -84,7 +84,7 @@ def _louder(plan: Plan | None, other: Plan | None) -> bool:
     return len(known) == 2 and known[0] >= known[1]
 
 
-def _quantized(build: Build, plan: Plan | None, start: tuple[Graph, dict[str, list[Change]]]) -> None:
+def quantize_by(build: Build, plan: Plan | None, start: tuple[Graph, dict[str, list[Change]]]) -> None:
     """Quantize the prepared graph by a plan; without one it stays as it is."""
     build.graph, build.plan = start[0], plan
     build.changes = {name: list(found) for name, found in start[1].items()}
@@ -96,18 +96,18 @@ def _keep(build: Build, start: tuple[Graph, dict[str, list[Change]]], place: Pat
     """Write the best of the models that break the contract to where it can be looked at."""
     if place is None:
         return None
-    _quantized(build, build.plan, start)
+    quantize_by(build, build.plan, start)
     with replacing(place) as file:
         save(build.graph, file)
     return str(place)
 
 
-def _attempt(
+def attempt(
     build: Build, plan: Plan | None, start: tuple[Graph, dict[str, list[Change]]], delivery: Delivery
 ) -> tuple[Result, Verdict]:
     """Quantize by one plan, write, prove; what breaks the contract is taken back."""
     options, target = delivery.options, delivery.target
-    _quantized(build, plan, start)
+    quantize_by(build, plan, start)
     with TemporaryDirectory(prefix="onnxq.") as scratch:
         try:
             with replacing(target or Path(scratch) / "model.onnx") as file:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxq.build import Build
-from onnxq.delivery import Delivery, _attempt, _quantized
+from onnxq.delivery import Delivery, attempt, quantize_by
 from onnxq.errors import OutputError, RecipeError
 from onnxq.graph import Graph
 from onnxq.modelfile import replacing, save
@@ -106,7 +106,7 @@ def frontier(build: Build, plans: Sequence[Plan], delivery: Delivery) -> Iterato
         if chosen:
             stack.enter_context(_there(folder))
         for candidate, file in zip(chosen, files, strict=False):
-            _quantized(build, candidate.plan, start)
+            quantize_by(build, candidate.plan, start)
             draft = stack.enter_context(replacing(file))
             with build.stage("write"):
                 save(build.graph, draft)
@@ -125,7 +125,7 @@ def _candidates(build: Build, plans: Sequence[Plan], start: Start, delivery: Del
     for plan in plans:
         if plan.does_nothing:
             continue
-        result, verdict = _attempt(build, plan, start, own)
+        result, verdict = attempt(build, plan, start, own)
         if result.proof is not None and (delivery.data.is_random or not broken(result.proof)):
             yield Candidate(plan, result.proof, verdict.holds)
 
