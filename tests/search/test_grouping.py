@@ -12,7 +12,7 @@ from onnxq.calibration.data import Data, open_data
 from onnxq.channels import layers_of
 from onnxq.decision import decide
 from onnxq.graph import Graph
-from onnxq.passes import BALANCE
+from onnxq.passes import BALANCE, FOLD, QUANTIZE
 from onnxq.passes.insert_qdq import Insertion
 from onnxq.pipeline import Context, run
 from onnxq.placement import place
@@ -20,6 +20,7 @@ from onnxq.plan import BalancePlan, Plan
 from onnxq.recipe import make_recipe
 from onnxq.search.forms import DYNAMIC, STATIC, WEIGHT_4, WEIGHT_8, Forms
 from onnxq.search.grouping import Grouping, made, read_by
+from onnxq.search.switches import SwitchBoard
 from onnxq.targets import CPU
 from tests.onnx_text import EVERYTHING, execute, floats, read
 
@@ -271,3 +272,22 @@ def test_equal_selections_are_measured_once() -> None:
     assert noise["s|made"] == noise["s|read by s"], "nobody else reads it"
     runs = len(noise) - 1
     assert told == [("search", done, runs) for done in range(1, runs + 1)]
+
+
+@pytest.mark.parametrize("model", [convs, rows])
+def test_everything_static_is_what_the_static_model_loses(model: Any) -> None:
+    graph = model()
+    found = grouping(graph)
+    switches = list(found.static())
+    quantized = run([*QUANTIZE, *FOLD], graph, Context(CPU, found.forms.plan), EVERYTHING).graph
+    noise = SwitchBoard(graph, switches, data(graph), 16).noise([switch.name for switch in switches])
+    assert noise == pytest.approx(lost(graph, quantized), rel=0.02)
+
+
+def test_a_planned_tensor_is_on_the_grid_of_the_plan_for_those_who_see_that() -> None:
+    found = grouping(rows())
+    for name, readers in (("x", ("q", "k")), ("s", ())):
+        switch = found.planned(name)
+        assert (switch.tensor, switch.readers) == (name, readers)
+        assert switch.grid is not None
+        assert float(switch.grid.scale) == pytest.approx(found.forms.plan.tensors[name].scale)

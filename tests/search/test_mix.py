@@ -23,7 +23,7 @@ from onnxq.search.choice import Edge
 from onnxq.search.cost import Boundary, Costs
 from onnxq.search.forms import BITS, DYNAMIC, FLOAT, STATIC, WEIGHT_4, WEIGHT_8, Forms
 from onnxq.search.grouping import Grouping
-from onnxq.search.mix import BUDGETS, Mixture, Table, best_trade, fastest_mixture, mixtures, uniform
+from onnxq.search.mix import BUDGETS, Mixture, Table, best_trade, fastest_mixture, layers_of, mixtures, uniform
 from onnxq.search.switches import SwitchBoard
 from onnxq.targets import CPU
 from tests.onnx_text import EVERYTHING, execute, floats, read
@@ -552,6 +552,12 @@ def test_everything_in_one_form() -> None:
     assert treatments(uniform(made, DYNAMIC)) == everybody | {"out": DYNAMIC}
     assert treatments(uniform(made, WEIGHT_4)) == everybody | {"out": "weight"}
     assert [uniform(made, form)["out"].bits for form in (WEIGHT_8, WEIGHT_4)] == [8, 4]
+
+
+def test_what_stands_between_layers_can_be_left_static() -> None:
+    made = table(grouping(heads()), usual=WEIGHTS)
+    nodes = uniform(made, DYNAMIC)
+    assert layers_of(made, nodes) == {name: nodes[name] for name in ("q", "k", "v", "out")}
 
 
 def test_a_model_without_groups_has_no_mixtures() -> None:
