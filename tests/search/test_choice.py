@@ -33,8 +33,9 @@ def everything(groups: Sequence[Group], edges: Sequence[Edge]) -> list[Choice]:
     found = []
     for options in product(*(group.options for group in groups)):
         names = {group.name: option.name for group, option in zip(groups, options, strict=True)}
-        extra = [edge.pairs.get((names[edge.first], names[edge.second]), 0.0) for edge in edges]
-        error, time = fsum(o.error for o in options), fsum([*(o.microseconds for o in options), *extra])
+        ends = [(edge, (names[edge.first], names[edge.second])) for edge in edges]
+        error = fsum([*(o.error for o in options), *(edge.errors.get(pair, 0.0) for edge, pair in ends)])
+        time = fsum([*(o.microseconds for o in options), *(edge.pairs.get(pair, 0.0) for edge, pair in ends)])
         found.append(Choice(names, error, time, sum(o.bytes for o in options)))
     return found
 
@@ -53,7 +54,7 @@ def amounts(low: float, high: float) -> st.SearchStrategy[float]:
 
 @st.composite
 def instances(draw: st.DrawFn) -> Instance:
-    """Up to five groups of up to three options, and edges between any two."""
+    """Up to five groups of up to three options, and edges between any two that cost time, error, or both."""
     errors, times, sizes = st.just(0.0) | amounts(1e-9, 1.0), amounts(1.0, 1e6), st.integers(0, 100)
     groups = []
     for index in range(draw(st.integers(1, 5))):
@@ -61,8 +62,11 @@ def instances(draw: st.DrawFn) -> Instance:
         groups.append(Group(f"g{index}", tuple(Option(f"o{i}", *value) for i, value in enumerate(values))))
     edges = []
     for first, second in draw(st.lists(st.permutations(groups).map(lambda g: g[:2]), max_size=6 * (len(groups) > 1))):
-        ends = product((o.name for o in first.options), (o.name for o in second.options))
-        edges.append(Edge(first.name, second.name, {pair: draw(st.just(0.0) | times) for pair in ends}))
+        ends = list(product((o.name for o in first.options), (o.name for o in second.options)))
+        extra = []
+        for amount in (times, errors):
+            extra.append({pair: draw(st.just(0.0) | amount) for pair in ends if draw(st.booleans())})
+        edges.append(Edge(first.name, second.name, *extra))
     return groups, edges
 
 
@@ -154,6 +158,21 @@ def test_what_a_boundary_costs_keeps_neighbours_alike() -> None:
     dear = [Edge("b", "a", {("float", "int8"): 6.0})]
     assert fastest(wide, dear, max_error=0.01) == Choice({"a": "float", "b": "int8"}, 0.01, 16.0, 50)
     assert fastest(wide, [*dear, *BOUNDARY], max_error=0.01) == Choice({"a": "float", "b": "float"}, 0.0, 18.0, 80)
+
+
+def test_an_error_on_a_boundary_counts_like_any_other() -> None:
+    """A tensor that is rounded for its reader alone, beside one that is rounded where it is made."""
+    rounded = [Edge("a", "b", {}, {("float", "int8"): 0.5, ("int4", "int8"): 0.005})]
+    pair = [Group("a", (FLOAT, INT8, INT4)), Group("b", (FLOAT, INT8))]
+    assert fastest(pair, rounded, max_error=0.1) == Choice({"a": "int8", "b": "int8"}, 0.02, 8.0, 20)
+    assert fastest(pair, rounded) == Choice({"a": "int4", "b": "int8"}, fsum([0.2, 0.01, 0.005]), 7.0, 15)
+    assert most_accurate(pair, rounded, max_bytes=50) == Choice({"a": "int8", "b": "float"}, 0.01, 13.0, 50)
+    both = [Edge("a", "b", {("int8", "int8"): 6.0}, {("int8", "float"): 0.05})]
+    assert most_accurate(pair, both, max_microseconds=13.5) == Choice({"a": "float", "b": "int8"}, 0.01, 13.0, 50)
+    unlike = [Edge("a", "b", {}, {("int8", "float"): 0.2, ("float", "int8"): 0.2})]
+    words = "No choice within an error of 0.01 needs less than 18 microseconds; the limit is 13.5. Allow more."
+    assert why_not(pair, max_error=0.01, max_microseconds=13.5) is None
+    assert why_not(pair, unlike, max_error=0.01, max_microseconds=13.5) == words
 
 
 def test_where_two_options_are_as_good_the_earlier_is_chosen() -> None:
@@ -292,6 +311,9 @@ def test_the_same_groups_get_the_same_choices() -> None:
         (TWO, [Edge("a", "b", {("float", "int9"): 1.0})], "to ('b', 'int9')"),
         (TWO, [Edge("a", "a", {("float", "int8"): 1.0})], "two groups that exist"),
         (TWO, [Edge("a", "b", {("float", "int8"): -1.0})], "below 0"),
+        (TWO, [Edge("a", "b", {}, {("float", "int8"): -1.0})], "below 0"),
+        (TWO, [Edge("a", "b", {}, {("float", "int8"): inf})], "not finite"),
+        (TWO, [Edge("a", "b", {}, {("int9", "int8"): 1.0})], "from ('a', 'int9')"),
         ([Group("a", (Option("float", inf, 1.0, 1),))], [], "not finite"),
     ],
 )
