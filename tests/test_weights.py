@@ -12,13 +12,21 @@ import pytest
 from onnxq.calibration.collect import Seen
 from onnxq.channels import layers_of
 from onnxq.errors import RecipeError
-from onnxq.graph import Graph
+from onnxq.graph import Graph, weight
 from onnxq.layers import Layer, weight_axis
 from onnxq.numerics.affine import quantize
 from onnxq.numerics.formats import INT8
 from onnxq.plan import LEFT_OUT
 from onnxq.recipe import Recipe, Weight, make_recipe
-from onnxq.weights import corrected_bias, differences, raised_weight, rounded_weight, seen_weight
+from onnxq.weights import (
+    blocked_weight,
+    corrected_bias,
+    differences,
+    raised_weight,
+    rounded_weight,
+    seen_blocks,
+    seen_weight,
+)
 from tests.onnx_text import Array, execute, floats, read
 
 SETTINGS = Recipe().weight
@@ -195,3 +203,61 @@ def test_a_scale_of_the_whole_weight_that_is_raised_rounds_it_all_to_nearest() -
     assert not same.values.any()
     raised = raised_weight(found, SETTINGS, read, nearest.scale * np.float32(2))
     assert np.abs(2 * raised.values.astype(int) - nearest.values).max() <= 1
+
+
+LINEAR = ("Gemm", "Gemm, transposed", "Gemm, square and transposed", "Gemm without a bias", "MatMul")
+
+
+def by_outputs(found: Layer) -> Array:
+    """The weight as (outputs, inputs)."""
+    values = weight(found.weight)
+    return values if found.node.attrs.get("transB", 0) else values.T
+
+
+@pytest.mark.parametrize(("bits", "middle"), [(8, 128), (4, 8)])
+@pytest.mark.parametrize("block", [2, 3, 4, 16])
+@pytest.mark.parametrize("case", LINEAR)
+def test_inputs_of_a_block_share_the_scale_that_its_largest_asks_for(
+    case: str, block: int, bits: int, middle: int
+) -> None:
+    """Blocks of 3 leave the last of 4 inputs alone in a second block, one of 16 holds twelve zeros more."""
+    text, values, shape = LAYERS[case]
+    _, found = layer(text, {"w": values, "b": floats(6)}, shape)
+    outputs, inputs = by_outputs(found).shape
+    blocks = -(-inputs // block)
+    made = blocked_weight(found, bits, block)
+    assert made.values.dtype == np.uint8
+    assert made.values.shape == (outputs, blocks, block)
+    assert made.scale.shape == (outputs * blocks,)
+    assert (made.zero_point == middle).all()
+    padded = np.pad(by_outputs(found), ((0, 0), (0, blocks * block - inputs))).reshape(-1, block)
+    np.testing.assert_allclose(made.scale, np.abs(padded).max(1) / (middle - 1), rtol=1e-6)
+    expected = np.rint(padded / made.scale[:, None]) + middle
+    np.testing.assert_array_equal(made.values.reshape(-1, block), expected)
+    assert {made.values.min(), made.values.max()} == {1, 2 * middle - 1}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [3, 4, 16])
+@pytest.mark.parametrize("case", LINEAR)
+def test_a_layer_sees_its_blocks_in_the_shape_of_its_weight(case: str, block: int, bits: int) -> None:
+    text, values, shape = LAYERS[case]
+    _, found = layer(text, {"w": values, "b": floats(6)}, shape)
+    made = blocked_weight(found, bits, block)
+    seen = seen_blocks(found, made)
+    assert (seen.dtype, seen.shape) == (np.float32, values.shape)
+    rows = seen if found.node.attrs.get("transB", 0) else seen.T
+    scale = np.repeat(made.scale.reshape(len(rows), -1), block, 1)[:, : rows.shape[1]]
+    assert (np.abs(rows - by_outputs(found)) <= 0.5001 * scale).all()
+    assert np.abs(rows - by_outputs(found)).max() > 0
+
+
+def test_a_block_of_zeros_stays_one() -> None:
+    values = floats(8, 6)
+    values[:4, 2] = 0
+    _, found = layer("y = Gemm(x, w)", {"w": values}, (60, 8))
+    for bits in (4, 8):
+        seen = seen_blocks(found, blocked_weight(found, bits, 4))
+        assert np.isfinite(seen).all()
+        assert not seen[:4, 2].any()
+        assert seen[4:, 2].any()

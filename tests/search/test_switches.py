@@ -99,6 +99,68 @@ def test_dynamic_takes_the_range_of_what_it_sees() -> None:
     assert found["r"] == pytest.approx(ratio(exact, got), rel=1e-3)
 
 
+def in_blocks(x: Array, size: int) -> Array:
+    """round(x / scale) * scale with scale = max |x| / 127 of each block of the last axis."""
+    channels = x.shape[-1]
+    padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -channels % size)]).reshape(-1, size)
+    scale = np.abs(padded).max(1, keepdims=True) / np.float32(127)
+    rounded = np.divide(padded, scale, out=np.zeros_like(padded), where=scale > 0).round() * scale
+    return np.asarray(rounded.reshape(*x.shape[:-1], -1)[..., :channels])
+
+
+def replaced(graph: Graph, switch: Switch, feeds: dict[str, Array]) -> Array:
+    """The output with a switch that is on."""
+    wiring, flags = wire(graph, [switch])
+    return execute(wiring.graph, feeds | {flags[switch.name]: np.asarray(True)})[0]
+
+
+SPREAD = np.logspace(-1, 1, 40, dtype=np.float32)
+"""Channels of different magnitude, so that a block that is taken for another shows."""
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("shape", [(5, 40), (2, 3, 40), (2, 1, 3, 40), (40,), (3, 32)])
+def test_blocks_take_the_reach_of_what_they_see(shape: tuple[int, ...], size: int) -> None:
+    """Of any rank; the last block of a row is ragged but for 32 channels in blocks of 16 or 32."""
+    axes = ",".join(map(str, shape))
+    graph = read(f"(float[{axes}] x) => (float[{axes}] y) {{ y = Mul(x, one) }}", {"one": np.float32(1)})
+    x = floats(*shape) * SPREAD[: shape[-1]]
+    x.reshape(-1, shape[-1])[-1, :16] = 0  # a block of zeros
+    got = replaced(graph, Switch("x", "x", blocks=(shape[-1], size)), {"x": x})
+    np.testing.assert_allclose(got, in_blocks(x, size), rtol=1e-6)
+    assert np.abs(got - x).max() > 1e-2
+
+
+def test_blocks_know_the_rows_of_each_batch() -> None:
+    """Where the number of rows is left open, and changes from batch to batch."""
+    graph = read("(float[n,s,40] x) => (float[n,s,40] y) { y = Mul(x, one) }", {"one": np.float32(1)})
+    for shape in ((2, 3, 40), (1, 7, 40)):
+        x = floats(*shape) * SPREAD
+        got = replaced(graph, Switch("x", "x", blocks=(40, 32)), {"x": x})
+        np.testing.assert_allclose(got, in_blocks(x, 32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_round_as_the_kernel_does(bits: int, rows: int, size: int) -> None:
+    """Through a weight that hands each input on as it is: a diagonal of the largest integer, times its reciprocal."""
+    largest, blocks = (1 << bits) - 1, -(-40 // size)
+    zero_point, reach = 1 << bits - 1, largest - (1 << bits - 1)
+    stored = np.full((40, blocks * size), zero_point, np.uint8)
+    stored[np.arange(40), np.arange(40)] = largest
+    packed = stored if bits == 8 else stored[:, ::2] | stored[:, 1::2] << 4
+    weights = {"w": packed.reshape(40, blocks, -1), "scale": np.full(40 * blocks, 1 / reach, np.float32)}
+    node = f"MatMulNBits<K=40, N=40, bits={bits}, block_size={size}, accuracy_level=4>(x, w, scale)"
+    kernel = read(f"(float[{rows},40] x) => (float[{rows},40] y) {{ y = com.microsoft.{node} }}", weights)
+    same = read(f"(float[{rows},40] x) => (float[{rows},40] y) {{ y = Mul(x, one) }}", {"one": np.float32(1)})
+    x = floats(rows, 40) * SPREAD
+    (expected,) = execute(kernel, {"x": x}, optimize=True)
+    assert np.abs(expected - x).max() > 1e-2
+    got = replaced(same, Switch("x", "x", blocks=(40, size)), {"x": x})
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("how", ["grid", "values"])
 def test_a_weight_is_replaced(how: str) -> None:
     graph = two_heads()
@@ -236,7 +298,7 @@ def test_stops_where_the_outputs_fill_the_memory() -> None:
     assert len(board(graph, Switch("x", "x", dynamic=True), count=24, samples=24).reference.batches) == 3
 
 
-@pytest.mark.parametrize("more", [{}, {"dynamic": True, "values": np.zeros(1)}])
+@pytest.mark.parametrize("more", [{}, {"dynamic": True, "values": np.zeros(1)}, {"dynamic": True, "blocks": (8, 16)}])
 def test_a_switch_replaces_in_one_way(more: dict[str, Any]) -> None:
     with pytest.raises(AssertionError, match="'x' needs one of"):
         Switch("x", "x", **more)
