@@ -59,8 +59,11 @@ class Tried:
         score, out = self.outcome.score, self.outcome
         accurate = score is None or _likely_drop(score) <= contract.limit(score.metric)
         quiet = contract.max_drop is not None or out.noise <= USUAL_NOISE
-        small = most is None or out.bytes <= most
-        return accurate and quiet and small and out.speedup >= contract.min_speedup
+        return accurate and quiet and self.small(most) and out.speedup >= contract.min_speedup
+
+    def small(self, most: int | None) -> bool:
+        """Whether its model takes so many bytes at most; None is any number."""
+        return most is None or self.outcome.bytes <= most
 
 
 def _likely_drop(score: Score) -> float:
@@ -76,7 +79,7 @@ def mixed_plans(study: Study, static: Plan, options: Options) -> list[Plan]:
     tried: dict[str, Tried] = {}
 
     def attempt(plan: Plan) -> Tried:
-        key = plan.to_json()
+        key = plan.deeds
         if key not in tried:
             tried[key] = Tried(plan, trials.outcome(plan))
         return tried[key]
@@ -123,9 +126,11 @@ def ranked(tried: Sequence[Tried], contract: Contract, most: int | None) -> list
     good = [e for e in tried if e.keeps(contract, most) and (e.price < 0 or contract.max_drop is not None)]
     good.sort(key=lambda entry: entry.price if contract.max_drop is None else -entry.outcome.speedup)
     others = [entry for entry in tried if entry not in good and not entry.plan.does_nothing]
-    near = [entry for entry in others if entry.outcome.speedup >= NEARLY * contract.min_speedup]
+    near = [e for e in others if e.small(most) and e.outcome.speedup >= NEARLY * contract.min_speedup]
     near.sort(key=lambda entry: entry.outcome.noise)
-    return [*good, *near[:FEW]] or [max(tried, key=lambda entry: entry.outcome.speedup)]
+    if good or near:
+        return [*good, *near[:FEW]]
+    return [min(tried, key=lambda entry: (not entry.small(most), -entry.outcome.speedup))]
 
 
 def measured(entry: Tried) -> Plan:
@@ -167,7 +172,7 @@ def measure_forms(study: Study, forms: Forms, options: Options) -> tuple[dict[st
     samples = study.affordable(len(grouping.rounded))
     noise = study.recall(
         "shares",
-        [samples, forms.plan.to_json()],
+        [samples, forms.plan.deeds],
         lambda: grouping.noise(data, samples, build.progress),
     )
     return noise, costs

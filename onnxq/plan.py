@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from onnxq.errors import RecipeError
-from onnxq.recipe import Recipe, explain
+from onnxq.recipe import Contract, Recipe, explain
 
 LEFT_OUT = "(left out here; a saved plan has it)"
 """What stands for a rounding that is too long to be shown; a plan that holds it is refused."""
@@ -161,6 +161,12 @@ class Plan(Record):
         """Whether it leaves a model as it is."""
         floats = all(node.treatment is Treatment.FLOAT for node in self.nodes.values())
         return floats and not self.rewrites and not self.masks
+
+    @property
+    def deeds(self) -> str:
+        """Everything that it does to a model, as text; not what is asked of the result."""
+        recipe = self.recipe.model_copy(update={"contract": Contract()})
+        return self.model_copy(update={"recipe": recipe}).to_json()
 
     def brief(self) -> Plan:
         """The plan without the integers of weights, which are long: to be looked at, not to be followed."""

@@ -194,7 +194,7 @@ def recalled_balance(study: Study, plain: Plan, found: list[Site]) -> dict[str, 
         balance = find_balance(build.graph, found, data, study.recipe, shares, build.progress)
         return {name: plan.model_dump(mode="json") for name, plan in balance.items()}
 
-    known = study.recall("balance", plain.to_json(), search)
+    known = study.recall("balance", plain.deeds, search)
     return {name: BalancePlan.model_validate(plan) for name, plan in known.items()}
 
 
@@ -233,7 +233,7 @@ def recalled_ranges(study: Study, plain: Plan) -> dict[str, Range]:
         found = best_ranges(build.graph, study.placement.tensors, study.statistics, data, study.recipe, build.progress)
         return {name: list(ends) for name, ends in found.items()}
 
-    known = study.recall("ranges", plain.to_json(), search)
+    known = study.recall("ranges", plain.deeds, search)
     return {name: (low, high, rule) for name, (low, high, rule) in known.items()}
 
 
@@ -252,7 +252,7 @@ def refine(study: Study, plain: Plan) -> Plan:
         return {name: list(ends) for name, ends in found.items()}
 
     before = study.chosen
-    known = study.recall("refined", plain.to_json(), search)
+    known = study.recall("refined", plain.deeds, search)
     study.chosen = {**before, **{name: (low, high, rule) for name, (low, high, rule) in known.items()}}
     plan = study.plan(plain.recipe.activation.range)
     if known and measure(plan) < measure(plain):

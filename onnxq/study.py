@@ -148,7 +148,7 @@ class Study:
             return meters["noise"](plan)
 
         def recalled(plan: Plan) -> float:
-            return float(self.recall("noise", [samples, plan.to_json()], lambda: measure(plan)))
+            return float(self.recall("noise", [samples, plan.deeds], lambda: measure(plan)))
 
         return recalled
 

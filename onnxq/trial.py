@@ -8,6 +8,7 @@ from typing import Any
 from onnxq import runtime
 from onnxq.build import GIVEN
 from onnxq.graph import to_model
+from onnxq.memo import JSON
 from onnxq.metric import Score
 from onnxq.passes import BALANCE, FOLD, QUANTIZE
 from onnxq.pipeline import Context, run
@@ -88,13 +89,10 @@ class Trials:
             UnsupportedModel: the runtime refuses the model.
             RecipeError: the metric of the contract fails.
         """
-        conditions: Any = {
-            "method": METHOD,
-            "batch": self.batch,
-            "threads": self.study.threads,
-            "machine": runtime.machine(),
-        }
-        found = self.study.recall("trial", [plan.to_json(), conditions], lambda: self._measure(plan))
+        contract = plan.recipe.contract
+        asked: list[JSON] = [contract.metric, contract.max_drop is None]  # which decide what is scored
+        timed: list[JSON] = [self.batch, self.study.threads, runtime.machine()]
+        found = self.study.recall("trial", [METHOD, plan.deeds, *asked, *timed], lambda: self._measure(plan))
         return Outcome.model_validate(found)
 
     def _measure(self, plan: Plan) -> Any:

@@ -116,7 +116,7 @@ def choose_rounding(study: Study, plain: Plan) -> Plan:
         forms = Forms(build.graph, build.context.target, plain)
         return helpful(forms, found, data, study.affordable(2 * len(found)), build.progress)
 
-    study.rounding = study.recall("rounding", plain.to_json(), search)
+    study.rounding = study.recall("rounding", plain.deeds, search)
     plan = study.plan(plain.recipe.activation.range)
     # each was measured to help, alone; all together they meet the noise of everything else, and must not clearly hurt
     if study.rounding and CLEARLY_LESS * measure(plan) < measure(plain):
