@@ -60,7 +60,7 @@ def refined_ranges(
     on = {switch.name for switch in static}
     least, chosen = board.noise(on), dict[str, tuple[float, float, str]]()
     for done, (source, found) in enumerate(options.items(), 1):
-        best, before = "", {name for name in on if name.rpartition("|")[0] in ranges[source]}
+        best, before = "", {grouping.planned(tensor).name for tensor in ranges[source]}
         for rule in found:
             noise = board.noise(on - before | _names(ranges[source], rule))
             if noise < LESS * least:
