@@ -24,10 +24,12 @@ from onnxq.placement import place
 from onnxq.plan import NodePlan, Plan, Treatment
 from onnxq.recipe import make_recipe
 from onnxq.search import rounding
-from onnxq.search.rounding import View, better_rounding
+from onnxq.search.forms import Forms
+from onnxq.search.rounding import View, better_rounding, helpful
 from onnxq.search.sensitivity import noise_meter
 from onnxq.study import Study
 from onnxq.targets import CPU
+from onnxq.weights import differences, rounded_weight
 from tests.onnx_text import EVERYTHING, Array, execute, floats, read
 
 WISH = {"activation": {"range": "minmax"}}
@@ -122,6 +124,21 @@ def test_what_goes_together_in_the_fitted_samples_alone_gains_nothing() -> None:
     x[8 + 3 :: 4] = rows(len(x[8 + 3 :: 4]), mixed=False)
     assert found_in(linear(), x) == {}
     assert found_in(linear(), rows(64)) != {}
+
+
+def test_each_layer_has_to_help_the_outputs() -> None:
+    """One is rounded so that its errors cancel, the other so that they add up."""
+    graph = read(TWO, {name: WEIGHTS[name] for name in "vktb"})
+    data = open_rows(graph, rows(256))
+    plan = plan_of(graph, data)
+    forms = Forms(graph, CPU, plan)
+    found = better_rounding(graph, plan, data, {"one": 1.0, "two": 1.0})
+    nearest = rounded_weight(forms.layers["two"], plan.recipe.weight, True).values
+    worse = {**found, "two": differences(nearest - np.sign(nearest), nearest)}
+    told: list[tuple[int, int]] = []
+    assert helpful(forms, worse, data, 64, lambda _, done, total: told.append((done, total))) == {"one": found["one"]}
+    assert told == [(1, 2), (2, 2)]
+    assert helpful(forms, {}, data, 64) == {}
 
 
 def test_layers_behind_each_other_see_their_own_inputs() -> None:
@@ -338,14 +355,14 @@ def test_a_plan_gives_the_same_bytes_without_data(tmp_path: Path) -> None:
 
 def test_is_kept_only_where_the_outputs_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = model(tmp_path)
-    louder = {True: 2.0, False: 1.0}
+    louder = {True: 1.2, False: 1.0}
 
     def meter(study: Study, samples: int) -> Any:
         return lambda plan: louder[any(node.rounding for node in plan.nodes.values())]
 
     monkeypatch.setattr(Study, "meter", meter)
     assert roundings(optimized(path, "louder.onnx")) == {}
-    louder[True] = 0.99
+    louder[True] = 1.05  # each was measured to help alone, so a little doubt does not count
     assert set(roundings(optimized(path, "quieter.onnx"))) == {"one", "two"}
 
 
