@@ -162,10 +162,12 @@ class Decisions:
         if _are_probabilities(pair[0]):
             pair = [np.log(np.maximum(x, LEAST_PROBABILITY)) for x in pair]
         best = np.argpartition(pair[0], -2, axis=-1)[..., -2:]
-        before, after = (np.diff(np.take_along_axis(x, best, -1), axis=-1)[..., 0] for x in pair)
-        usable = np.isfinite(before) & np.isfinite(after)
+        with np.errstate(invalid="ignore"):
+            before, after = (np.diff(np.take_along_axis(x, best, -1), axis=-1)[..., 0] for x in pair)
+            moved = after - before
+        usable = np.isfinite(before)  # what is hidden by -inf is no rival
         self.margins.append(np.abs(before[usable]))
-        self.shifts.append((after - before)[usable])
+        self.shifts.append(np.where(np.isfinite(moved), moved, np.inf)[usable])
 
     @property
     def turned(self) -> float | None:

@@ -73,6 +73,14 @@ def test_agreement() -> None:
     assert found.standard_error == pytest.approx(math.sqrt(0.5 * 0.5 / 4))
 
 
+def test_decisions_that_may_turn_are_told_beside_those_that_did() -> None:
+    """Margins of 2, 1, 4 and 3; the differences move by 0, 2, 5 and 0."""
+    turns = (1 + 2 + 1 + 1) / 16 / 2
+    assert reading(Agreement(), FLOAT, QUANTIZED).turned == pytest.approx(turns)
+    assert reading(Top1(), FLOAT, QUANTIZED, [0, 1, 1, 1]).turned == pytest.approx(turns)
+    assert reading(Cosine(), FLOAT, QUANTIZED).turned is None
+
+
 def test_nan_is_no_decision() -> None:
     assert reading(Agreement(), [[1, 2, 3]], [[1, 5, math.nan]]).drop == 1.0
     assert reading(Agreement(), [[1, 5, 3]], [[1, 5, math.nan]]).drop == 0.0

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from onnxq.numerics.metrics import (
@@ -16,6 +18,7 @@ from onnxq.numerics.metrics import (
     perplexity,
     sqnr_db,
     token_losses,
+    turned_share,
 )
 
 inf, nan = np.inf, np.nan
@@ -139,3 +142,43 @@ def test_perplexity_edges() -> None:
         perplexity(np.zeros((2, 2)), [0, 2])
     with pytest.raises(ValueError, match="one row per token"):
         perplexity(np.zeros((2, 2)), [0, 1, 1])
+
+
+MARGINS = st.lists(st.floats(0, 10) | st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=6)
+SHIFTS = st.lists(st.floats(-10, 10) | st.sampled_from([-1.0, 0.0, 1.0, 2.0]), min_size=1, max_size=6)
+
+
+@given(MARGINS, SHIFTS)
+def test_the_turned_share_holds_every_margin_against_every_shift(margins: list[float], shifts: list[float]) -> None:
+    turned = [abs(shift) > margin for margin in margins for shift in shifts]
+    assert turned_share(margins, shifts) == pytest.approx(np.mean(turned) / 2)
+
+
+@given(MARGINS, SHIFTS)
+def test_no_noise_turns_nothing_and_much_noise_every_second_decision(margins: list[float], shifts: list[float]) -> None:
+    assert turned_share(margins, np.zeros(len(shifts))) == 0.0
+    assert turned_share(margins, [11.0, -11.0, inf]) == 0.5
+    assert turned_share(np.full(len(margins), inf), shifts) == 0.0
+    assert turned_share(np.full(len(margins), inf), [inf]) == 0.0, "not even as much is more"
+
+
+@given(MARGINS, SHIFTS, st.floats(1, 100))
+def test_more_noise_turns_more_and_greater_margins_less(
+    margins: list[float], shifts: list[float], factor: float
+) -> None:
+    share = turned_share(margins, shifts)
+    assert 0.0 <= share <= 0.5
+    assert turned_share(margins, factor * np.array(shifts)) >= share
+    assert turned_share(factor * np.array(margins), shifts) <= share
+
+
+def test_where_there_is_nothing_nothing_turns() -> None:
+    assert turned_share([], [1.0]) == turned_share([1.0], []) == turned_share([], []) == 0.0
+
+
+def test_the_turned_share_is_the_one_of_independent_noise() -> None:
+    random = np.random.default_rng(0)
+    margins, shifts = random.exponential(1.0, 20_000), random.normal(0, 0.5, 20_000)
+    turned = float(np.mean(margins + shifts < 0))
+    assert turned_share(margins, shifts) == pytest.approx(turned, abs=4 * np.sqrt(turned / 20_000))
+    assert turned_share(margins[:60], shifts[:60]) == pytest.approx(turned, rel=0.3), "few samples tell nearly as much"
