@@ -159,9 +159,11 @@ def by_rule(recipe: Recipe, rule: RangeRule) -> Recipe:
 
 
 def fingerprint(data: Data, statistics: Statistics) -> JSON:
-    """Tells data apart: its description, how much there is, what the first samples hold, and statistics of all."""
+    """Tells data apart: its description, how much there is, the first samples, the labels, and statistics of all."""
     held = sha256()
     for feeds in data.take(slice(0, 4)).batches(1):
         for name, value in sorted(feeds.items()):
             held.update(name.encode() + str(value.shape).encode() + np.ascontiguousarray(value).tobytes())
+    labels = data.labels
+    held.update(b"" if labels is None else repr(labels.tolist()).encode())
     return [data.description, len(data), held.hexdigest(), digest(statistics)]

@@ -67,6 +67,18 @@ def test_each_broken_limit_has_its_sentence() -> None:
     ]
 
 
+def test_a_verdict_tells_accuracy_from_speed_and_size() -> None:
+    """What loses too much will not lose less where it is noisier; what is slow or large may be faster or smaller."""
+    contract = Contract(max_drop=0.005, min_speedup=2.5, max_size=299)
+    bad = score("top1", 0.013, 0.931, 0.918)
+    for found, fast, accurate in ((GOOD, True, True), (GOOD, False, True), (bad, True, False), (bad, False, False)):
+        size, speedup = (299, 3.0) if fast else (300, 2.0)
+        verdict = judge(contract, proof(found, speedup=speedup, size=size), random=False)
+        assert (verdict.accurate, verdict.holds) == (accurate, accurate and fast)
+    assert judge(contract, proof(bad), random=True).accurate, "made-up data shows nothing about accuracy"
+    assert judge(contract, proof(None), random=False).accurate
+
+
 @pytest.mark.parametrize("metric", [*MAX_DROPS, "module:function"])
 def test_without_a_limit_that_of_the_metric_holds(metric: str) -> None:
     most = {"agreement": 0.05, "kl": 0.05}.get(metric, 0.01)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxq.errors import RecipeError
 from onnxq.plan import LEFT_OUT, BalancePlan, MaskPlan, NodePlan, Plan, TensorPlan, Treatment, make_plan, read_plan
-from onnxq.recipe import Override, Recipe
+from onnxq.recipe import Contract, Override, Recipe
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 SCALES = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
@@ -41,6 +41,7 @@ NODE_PLANS = st.builds(
     treatment=st.sampled_from(Treatment),
     reason=NAMES,
     per_channel=st.booleans(),
+    bits=st.sampled_from([4, 8]),
     rounding=st.sampled_from(["", "eJxjYAAAAAIAAQ=="]),
 )
 BALANCE_PLANS = st.builds(
@@ -57,6 +58,9 @@ PLANS = st.builds(
     tensors=st.dictionaries(NAMES, tensor_plans(), max_size=3),
     masks=st.dictionaries(NAMES, st.builds(MaskPlan, mask=NAMES, bound=FINITE), max_size=2),
     balance=st.dictionaries(NAMES, BALANCE_PLANS, max_size=2),
+    noise=st.none() | FINITE,
+    drop=st.none() | FINITE,
+    speedup=st.none() | FINITE,
 )
 
 
@@ -95,6 +99,31 @@ def test_nodes_that_are_not_named_stay_in_float() -> None:
     ]
 
 
+def test_a_plan_of_floats_alone_does_nothing() -> None:
+    node = NodePlan(op="Conv", treatment=Treatment.FLOAT, reason="")
+    still = Plan(recipe=Recipe(), nodes={"conv": node, "other": node})
+    assert still.does_nothing
+    assert Plan(recipe=Recipe(), nodes={}).does_nothing
+    for treatment in (Treatment.STATIC, Treatment.DYNAMIC, Treatment.WEIGHT):
+        nodes = {"conv": node, "other": node.model_copy(update={"treatment": treatment})}
+        assert not still.model_copy(update={"nodes": nodes}).does_nothing
+    assert not still.model_copy(update={"rewrites": ["FuseNorms"]}).does_nothing
+    assert not still.model_copy(update={"masks": {"add": MaskPlan(mask="m", bound=-60.0)}}).does_nothing
+
+
+def test_deeds_are_the_same_whatever_is_asked_of_the_result() -> None:
+    asked = Recipe(mode="static-int8", contract=Contract(max_drop=0.5, min_speedup=3.0, max_size="10%"))
+    assert plan().model_copy(update={"recipe": asked}).deeds == plan().deeds
+    others = [
+        plan().model_copy(update={"recipe": Recipe(mode="static-int8", balance=False)}),
+        plan().model_copy(update={"opset": 23}),
+        plan().model_copy(update={"tensors": {}}),
+        plan().model_copy(update={"balance": {}}),
+        plan().model_copy(update={"nodes": {}}),
+    ]
+    assert len({other.deeds for other in (plan(), *others)}) == 1 + len(others)
+
+
 def test_the_text_is_for_people() -> None:
     lines = plan().to_json().splitlines()
     assert '   "treatment": "static",' in lines
@@ -106,6 +135,7 @@ def test_the_text_is_for_people() -> None:
     [
         (("nodes", "conv", "treatment"), "int4", r"'nodes\.conv\.treatment' in the plan is 'int4'"),
         (("nodes", "conv", "treatmnt"), "float", r"Unknown key 'nodes\.conv\.treatmnt' in the plan"),
+        (("nodes", "conv", "bits"), 5, r"'nodes\.conv\.bits' in the plan is 5"),
         (("tensors", "x", "scale"), 0, r"'tensors\.x\.scale' in the plan is 0: .*greater than 0"),
         (("tensors", "x", "scale"), float("nan"), r"'tensors\.x\.scale' in the plan is nan"),
         (("tensors", "x", "scale"), float("inf"), r"'tensors\.x\.scale' in the plan is inf"),

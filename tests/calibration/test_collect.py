@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from onnxq.calibration.collect import Statistics, collect, load_statistics, non_finite, save_statistics, unmasked
+from onnxq.calibration.collect import (
+    Seen,
+    Statistics,
+    collect,
+    digest,
+    load_statistics,
+    non_finite,
+    save_statistics,
+    unmasked,
+)
 from onnxq.calibration.data import open_data
 from onnxq.errors import DataError
 from onnxq.graph import Graph
@@ -112,6 +122,32 @@ def test_what_is_not_finite_is_named_by_its_tensor() -> None:
     assert non_finite(found, without={"a"}) == {}
     with pytest.raises(DataError, match="Tensor 'a' is NaN or infinite for all of the data"):
         seen([{"x": np.array([-1.0, -2.0], np.float32)}], graph=graph)
+
+
+def test_equal_statistics_have_one_digest(tmp_path: Path) -> None:
+    found = seen({"x": X})
+    assert digest(found) == digest(seen({"x": X})) == digest(dict(reversed(found.items())))
+    save_statistics(found, tmp_path / "s.npz")
+    assert digest(load_statistics([tmp_path / "s.npz"])) == digest(found)
+
+
+def test_anything_else_has_another_digest() -> None:
+    found = seen({"x": X})
+    one = X.copy()
+    one[3, 2, 1] = np.nextafter(one[3, 2, 1], np.float32(9))
+    twice = {name: own + own for name, own in found.items()}
+    others = [seen({"x": one}), seen({"x": X[:-1]}), twice, {name: found[name] for name in NAMES[1:]}, {}]
+    others.append({**found, "x": found["a"], "a": found["x"]})
+    assert len({digest(other) for other in (found, *others)}) == 1 + len(others)
+
+
+def test_every_part_of_a_statistic_is_in_the_digest() -> None:
+    """Each one as if another batch had been seen there alone."""
+    plain, more = Seen.of(X), Seen.of(X) + Seen.of(2 * X)
+    parts = ("histogram", "average", "channels", "sums")
+    changed = [replace(plain, **{part: getattr(more, part)}) for part in parts]
+    assert len({digest({"x": own}) for own in (plain, *changed)}) == 1 + len(parts)
+    assert digest({"x": plain}) != digest({"z": plain})
 
 
 MASK = np.array([[1, 1, 0], [1, 0, 0]])
