@@ -100,7 +100,7 @@ class Study:
         """The float graph that plans are carried out on: before its channels were balanced."""
         return self.original or self.build.graph
 
-    def affordable(self, runs: int) -> int:
+    def affordable(self, runs: int, most: int = RULE_SAMPLES) -> int:
         """How many samples so many measurements may look at: few where a run takes long, so that searches end.
 
         Only where forms are chosen by time anyway; everything else gives the same bytes on every machine.
@@ -108,7 +108,7 @@ class Study:
         if self.build.mode != "mixed-int8":
             return SAMPLES
         pace = float(self.recall("pace", None, self._pace))
-        return int(np.clip(PATIENCE / (max(runs, 1) * pace), SAMPLES, RULE_SAMPLES))
+        return int(np.clip(PATIENCE / (max(runs, 1) * pace), SAMPLES, most))
 
     def _pace(self) -> float:
         """Seconds that a sample takes, to the next power of two."""

@@ -19,7 +19,10 @@ from onnxq.search.reference import Reference, remember, worst
 from onnxq.study import Study
 
 SAMPLES = 96
-"""Samples of the calibration data that a plan is measured on."""
+"""Samples of the calibration data that a plan is measured on, at most."""
+
+PATIENT = 8
+"""For how many measurements' sake samples are saved where a run takes long: these are the ones that decide."""
 
 USUAL_NOISE = 0.01
 """Noise over signal that a model may leave at its outputs where nobody says how accurate it has to be: 20 dB."""
@@ -67,7 +70,7 @@ class Trials:
     def __init__(self, study: Study, batch: int) -> None:
         assert study.data is not None
         self.study, self.graph = study, study.before
-        self.data = study.data.take(slice(0, SAMPLES))
+        self.data = study.data.take(slice(0, study.affordable(PATIENT, SAMPLES)))
         self.batch = batch
 
     @cached_property
@@ -77,7 +80,7 @@ class Trials:
 
     @cached_property
     def _reference(self) -> Reference:
-        return remember(self._float.run, [spec.name for spec in self._float.outputs], self.data, SAMPLES)
+        return remember(self._float.run, [spec.name for spec in self._float.outputs], self.data, len(self.data))
 
     def _session(self, model: bytes) -> Session:
         return Session(model, folder=self.graph.folder, threads=self.study.threads)
