@@ -87,7 +87,7 @@ def mixed_plans(study: Study, static: Plan, options: Options) -> list[Plan]:
     bold = fastest_mixture(table)
     outcome = attempt(plan_of(study, static, bold.nodes)).outcome
     off = outcome.noise / bold.noise if bold.noise > 0 else 1.0
-    factor = 1.0 if 1 / OFF < off < OFF else off
+    factor = 1.0 if 1 / OFF < off < OFF or not math.isfinite(off) else off
     most = study.recipe.contract.most_bytes(to_model(study.unchanged).ByteSize())
     room = None if most is None else most - (outcome.bytes - bold.bytes)
     trade = best_trade(table, NOISE_WORTH * factor, room)
@@ -155,7 +155,10 @@ def plan_of(study: Study, static: Plan, nodes: Mapping[str, NodePlan]) -> Plan:
     integer = [node for node in study.build.graph.nodes if plan.treatment(node.name) in scaled]
     read = {tensor.name.removesuffix(BALANCED) for node in integer for tensor in node.inputs}
     kept = {name: own for name, own in plan.balance.items() if integer and (not own.multiplies or name in read)}
-    return plan.model_copy(update={"balance": kept})
+    gone = {f"{name}{BALANCED}" for name in plan.balance.keys() - kept.keys()}
+    muls = {node.name for node in study.build.graph.nodes for tensor in node.outputs if tensor.name in gone}
+    rest = {name: node for name, node in plan.nodes.items() if name not in muls}
+    return plan.model_copy(update={"balance": kept, "nodes": rest})
 
 
 def measure_forms(study: Study, forms: Forms, options: Options) -> tuple[dict[str, float], Costs]:

@@ -21,6 +21,9 @@ from onnxq.search.wiring import OPSET, Grid, Switch, wire
 INNER = 16
 """Inner tensors that are held at a time."""
 
+UNBOUNDED = 1e3
+"""Noise over signal that stands for whatever is more, infinity too: so noise can be added up and shared out."""
+
 __all__ = ["Grid", "Shares", "Switch", "SwitchBoard"]
 
 
@@ -99,8 +102,9 @@ class SwitchBoard:
         return lambda feeds, outputs: run({**feeds, **flags}, outputs)
 
     def outputs_noise(self, on: Collection[str]) -> dict[str, float]:
-        """Noise over signal of each float output with these switches on."""
-        return self.reference.noise(self._with(self._run, on))
+        """Noise over signal of each float output with these switches on, `UNBOUNDED` at most."""
+        noise = self.reference.noise(self._with(self._run, on))
+        return {name: min(value, UNBOUNDED) for name, value in noise.items()}
 
     def noise(self, on: Collection[str]) -> float:
         """Noise over signal of the worst output with these switches on: 10**(-SQNR / 10)."""

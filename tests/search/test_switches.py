@@ -13,7 +13,7 @@ from onnxq.graph import Graph, weight
 from onnxq.numerics.affine import fake_quantize, parameters, quantize_weight
 from onnxq.numerics.formats import FORMATS, INT8, UINT8, Format
 from onnxq.search.reference import Sums, error_power, remember, signal_power
-from onnxq.search.switches import Grid, Shares, Switch, SwitchBoard
+from onnxq.search.switches import UNBOUNDED, Grid, Shares, Switch, SwitchBoard
 from onnxq.search.wiring import wire
 from tests.onnx_text import Array, execute, floats, read
 
@@ -244,6 +244,20 @@ def test_noise_adds_up_while_it_is_small() -> None:
     assert list(shares.noise) == sorted(shares.alone, key=lambda name: -shares.noise[name])
     assert shares.additivity == pytest.approx(1, abs=0.2)
     assert shares.together == found.outputs_noise(["x", "r"])
+
+
+def test_noise_without_bound_can_be_shared_out() -> None:
+    """One layer rounds to 0 what is divided by, another does not."""
+    graph = read("(float[n,6] x) => (float[n,6] y) { a = Mul(x, v) y = Div(v, a) }", {"v": np.full(6, 2, np.float32)})
+    coarse, fine = Switch("coarse", "a", grid=grid(-400, 400)), Switch("fine", "v", ("mul",), values=np.full(6, 2.01))
+    graph.nodes[0].name = "mul"
+    found = board(graph, coarse, fine)
+    assert found.outputs_noise(["coarse"]) == {"y": UNBOUNDED}
+    assert (found.noise(["coarse"]), found.noise(["coarse", "fine"])) == (UNBOUNDED, UNBOUNDED)
+    shares = found.shares()
+    assert list(shares.noise) == ["coarse", "fine"]
+    assert shares.additivity == pytest.approx(1, abs=1e-3)
+    assert 1e-6 < shares.noise["fine"] < 1e-4
 
 
 def test_groups_of_switches_and_progress() -> None:
