@@ -23,6 +23,7 @@ from onnxq.passes import BALANCE
 from onnxq.pipeline import Context, run
 from onnxq.plan import BalancePlan, NodePlan, Plan, Treatment
 from onnxq.recipe import Contract, Recipe
+from onnxq.search.cost import Costs, measure_costs
 from onnxq.search.forms import DYNAMIC, FLOAT, STATIC, WEIGHT_4, WEIGHT_8, Forms
 from onnxq.search.grouping import Grouping
 from onnxq.search.mix import Mixture, Table, mixtures
@@ -30,6 +31,7 @@ from onnxq.search.stopwatch import Stopwatch
 from onnxq.study import Study
 from onnxq.targets import CPU
 from onnxq.trial import NOISE_WORTH, TURNED_WORTH, USUAL_NOISE, Outcome, Trials
+from onnxq.weights import differences, rounded_weight
 from tests.onnx_text import floats, read, serialize
 from tests.studies import recipe, study_of
 
@@ -193,13 +195,9 @@ def test_a_plan_of_decisions_is_the_static_one_elsewhere() -> None:
     assert plan_of(study, static, {}) == static
 
 
-@pytest.mark.parametrize(
-    ("treatment", "multiplied"), [("static", True), ("dynamic", True), ("weight", False), ("float", False)]
-)
-def test_channels_are_multiplied_where_integers_read_them_alone(treatment: str, multiplied: bool) -> None:
-    """And a plan can be followed in either case: it names no node that its own factors would have brought."""
-    plain = study_of(two(), X)
-    factors = np.linspace(0.5, 2, 24).tolist()
+def balanced() -> Study:
+    """A study whose layers both read channels through a Mul."""
+    plain, factors = study_of(two(), X), np.linspace(0.5, 2, 24).tolist()
     balance = {
         "a": BalancePlan(factors=factors[:16], multiplies=True, reason=""),
         "c": BalancePlan(factors=factors, multiplies=True, reason=""),
@@ -207,6 +205,15 @@ def test_channels_are_multiplied_where_integers_read_them_alone(treatment: str, 
     context = Context(CPU, plain.plan().model_copy(update={"balance": balance}))
     study = study_of(run(BALANCE, plain.build.graph, context, GIVEN).graph, X)
     study.original, study.balance = plain.build.graph, balance
+    return study
+
+
+@pytest.mark.parametrize(
+    ("treatment", "multiplied"), [("static", True), ("dynamic", True), ("weight", False), ("float", False)]
+)
+def test_channels_are_multiplied_where_integers_read_them_alone(treatment: str, multiplied: bool) -> None:
+    """And a plan can be followed in either case: it names no node that its own factors would have brought."""
+    study = balanced()
     nodes = {} if treatment == "static" else decided(one=treatment)
     plan = plan_of(study, study.plan(), nodes)
     assert list(plan.balance) == (["a", "c"] if multiplied else ["c"])
@@ -344,8 +351,8 @@ def test_where_only_4_bits_are_small_enough_they_are_taken(
 
 def test_every_plan_is_small_enough_where_any_is(clock: Clock) -> None:
     clock.microseconds |= {WEIGHT_4: 60.0}
-    asked = recipe(Contract(metric="sqnr", max_drop=0.5, max_size="26%"))
-    study = study_of(wide(), {"x": floats(32, 64)}, asked)
+    small = Contract(metric="sqnr", max_drop=0.5, max_size="26%")
+    study = study_of(wide(), {"x": floats(32, 64)}, recipe(small))
     found, trials = searched(study), Trials(study, 1)
     most = 0.26 * to_model(wide()).ByteSize()
     sizes = [
@@ -356,12 +363,12 @@ def test_every_plan_is_small_enough_where_any_is(clock: Clock) -> None:
 
 
 @pytest.fixture
-def factors(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """By how much budgets shrink in each search."""
-    found: list[float] = []
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float | None]]:
+    """By how much budgets shrink in each search, and how many bytes there are for weights."""
+    found: list[tuple[float, float | None]] = []
 
     def watched(table: Table, factor: float = 1.0, max_bytes: float | None = None) -> list[Mixture]:
-        found.append(factor)
+        found.append((factor, max_bytes))
         return mixtures(table, factor, max_bytes)
 
     monkeypatch.setattr(mixed, "mixtures", watched)
@@ -371,7 +378,7 @@ def factors(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("by", [1.0, 0.1, 4.0])
 def test_budgets_shrink_by_as_much_as_the_sums_were_off(
-    monkeypatch: pytest.MonkeyPatch, factors: list[float], by: float
+    monkeypatch: pytest.MonkeyPatch, asked: list[tuple[float, float | None]], by: float
 ) -> None:
     honest = Grouping.noise
     monkeypatch.setattr(Grouping, "noise", lambda *args: {name: by * own for name, own in honest(*args).items()})
@@ -384,11 +391,15 @@ def test_budgets_shrink_by_as_much_as_the_sums_were_off(
     noise = grouping.noise(study.data, study.affordable(len(grouping.rounded)))
     off = loud / sum(noise[key] for key in keys)
     assert 0.8 / by < off < 1.25 / by
-    assert factors == [1.0 if by == 1.0 else pytest.approx(off)]
+    ((factor, room),) = asked
+    assert factor == (1.0 if by == 1.0 else pytest.approx(off))
+    assert room is None
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_model_whose_outputs_lose_their_bounds_is_searched_all_the_same(factors: list[float]) -> None:
+def test_a_model_whose_outputs_lose_their_bounds_is_searched_all_the_same(
+    asked: list[tuple[float, float | None]],
+) -> None:
     """Where a quantized value of 0 is divided by, nothing tells how far the sums are off."""
     text = (
         "(float[n,8,6,6] x) => (float[n,8,6,6] y) { [one] a = Conv(x, w1, k) [two] b = Conv(a, w2, k) y = Div(one, b) }"
@@ -396,8 +407,18 @@ def test_a_model_whose_outputs_lose_their_bounds_is_searched_all_the_same(factor
     weights = {"w1": floats(8, 8, 1, 1, seed=1) / 3, "w2": floats(8, 8, 1, 1) / 3, "k": floats(8), "one": np.float32(1)}
     data = {"x": floats(32, 8, 6, 6, seed=7)}
     found = searched(study_of(read(text, weights), data, recipe(Contract(metric="sqnr"))))
-    assert factors == [1.0]
+    assert asked == [(1.0, None)]
     assert found
+
+
+@pytest.mark.usefixtures("clock")
+def test_weights_have_the_room_that_the_rest_of_a_model_leaves(asked: list[tuple[float, float | None]]) -> None:
+    study = study_of(wide(), {"x": floats(32, 64)}, recipe(Contract(max_size=70_000)))
+    searched(study)
+    ((_, room),) = asked
+    rest = Trials(study, 1).outcome(study.plan()).bytes - 2 * 64 * 256
+    assert room == 70_000 - rest
+    assert 500 < rest < 10_000
 
 
 def never(*_: object, **__: object) -> Any:
@@ -425,12 +446,60 @@ def test_plans_that_were_tried_are_told() -> None:
     assert len(plans) >= 4
 
 
-def test_floats_alone_are_a_plan_where_rewrites_made_them_faster(clock: Clock) -> None:
-    clock.microseconds |= {STATIC: 100.0, DYNAMIC: 100.0}
-    study = study_of(two(), X)
-    assert forms(searched(study)[0]) == {"one": FLOAT, "two": FLOAT}
+@pytest.mark.usefixtures("clock")
+def test_floats_alone_are_a_plan_where_rewrites_made_them_faster() -> None:
+    """Else they are the float model, which nobody has to try."""
+    exact = recipe(Contract(metric="sqnr", max_drop=0.0))
+    study = study_of(two(), X, exact)
+    alone = {"one": FLOAT, "two": FLOAT}
+    assert alone not in [forms(plan) for plan in searched(study)]
     study.rewrites = ["FuseNorms"]
     (first, *_) = searched(study)
-    assert forms(first) == {"one": FLOAT, "two": FLOAT}
+    assert forms(first) == alone
     assert first.rewrites == ["FuseNorms"]
     assert not first.does_nothing
+
+
+@pytest.mark.usefixtures("clock")
+def test_plans_worth_proving_are_rounded_otherwise_too() -> None:
+    study = study_of(two(), X)
+    (layer, _) = Forms(study.build.graph, CPU, study.plan()).layers.values()
+    nearest = rounded_weight(layer, study.recipe.weight, True).values
+    study.other_rounding = {"one": differences(nearest // 2, nearest)}
+    found = [plan.nodes["one"].rounding for plan in searched(study) if forms(plan)["one"] == STATIC]
+    assert set(found) == {"", study.other_rounding["one"]}
+
+
+BETWEEN = """(float[n,8,6,6] x) => (float[n,8,6,6] y) {
+    [one] a = Conv(x, w, k) [two] b = Conv(a, w, k) [sum] s = Add(a, b) [three] c = Conv(s, w, k)
+    [four] d = Conv(c, w, k) [end] y = Tanh(d) }"""
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_stands_between_layers_is_left_static_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its parts say that it is faster in float, a whole model may say otherwise."""
+    prices = {"sum": {STATIC: 30.0, FLOAT: 1.0}, "four": {STATIC: 50.0, FLOAT: 10.0}}
+
+    def costs(graph: Graph, plans: object, names: Sequence[str], *_: object) -> Costs:
+        return Costs(layers={name: prices.get(name, {STATIC: 30.0, FLOAT: 90.0}) for name in names}, boundary={})
+
+    monkeypatch.setattr(mixed, "measure_costs", costs)
+    graph = read(BETWEEN, {"w": floats(8, 8, 1, 1) / 3, "k": floats(8, seed=1)})
+    found = searched(study_of(graph, {"x": floats(24, 8, 6, 6, seed=7)}))
+    both = [(plan.treatment("sum").value, plan.treatment("four").value) for plan in found]
+    assert (FLOAT, FLOAT) in both, "as the parts say"
+    assert (STATIC, FLOAT) in both
+    assert (STATIC, STATIC) in both
+
+
+@pytest.mark.usefixtures("clock")
+def test_muls_that_balance_channels_are_timed_like_any_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def watched(graph: Graph, plans: Any, names: Sequence[str], *rest: Any) -> Costs:
+        timed.extend(names)
+        return measure_costs(graph, plans, names, *rest)
+
+    monkeypatch.setattr(mixed, "measure_costs", watched)
+    searched(balanced())
+    assert timed == ["one", "two", "a_balance", "c_balance"]
