@@ -24,6 +24,7 @@ from onnxq.runtime import CPU, Kernel, Timing
 from onnxq.search import rewrites
 from onnxq.search.forms import WEIGHT_4, WEIGHT_8
 from onnxq.search.stopwatch import Sample, Stopwatch
+from onnxq.study import Study
 from onnxq.trial import Trials
 
 
@@ -153,6 +154,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     for module in (mixed, muls):
         monkeypatch.setattr(module, "Stopwatch", partial(Stopwatch, timer=clock.take_turns))
     monkeypatch.setattr(Trials, "_timing", lambda _, plan, __: clock.whole(plan))
+    monkeypatch.setattr(Study, "_pace", lambda _: 2.0**-10)
     monkeypatch.setattr(rewrites, "interleave", lambda sessions, *_, **__: [Timing(6.0, 1.0) for _ in sessions])
     return clock
 

@@ -199,6 +199,26 @@ def test_the_first_plan_that_keeps_the_contract_is_taken(
     assert output_of(model).read_bytes() == alone, "nothing is left of the plans before"
 
 
+def test_what_is_louder_than_a_plan_that_lost_too_much_is_not_tried(
+    model: Path, data: Path, clock: Clock, plans: list[Plan], noises: list[float], search: Search
+) -> None:
+    """As far as calibration data told; what is too slow says nothing about accuracy."""
+    told = [plan.model_copy(update={"noise": noise}) for plan, noise in zip(plans, noises, strict=True)]
+    clock.timed = 0
+    as_loud = told[0].model_copy(update={"noise": noises[1]})
+    search([told[1], told[0], as_loud, told[2]])
+    result = optimize(model, data, Contract(metric="sqnr", max_drop=1.01 * noises[2]))
+    assert (result.status, result.plan, clock.timed) == ("optimized", told[2], 2)
+    clock.timed = 0
+    search([told[1], plans[0], told[2]])
+    result = optimize(model, data, Contract(metric="sqnr", max_drop=1.01 * noises[2]), memo=Memo())
+    assert (result.status, clock.timed) == ("optimized", 3), "of one of them nobody knows the noise"
+    clock.timed, clock.speedups = 0, [0.5, 2.0]
+    search([told[2], told[1]])
+    result = optimize(model, data, Contract(metric="sqnr", max_drop=1.01 * noises[1]), memo=Memo())
+    assert (result.status, result.plan, clock.timed) == ("optimized", told[1], 2)
+
+
 def test_where_no_plan_keeps_it_the_float_model_does(
     model: Path, data: Path, clock: Clock, plans: list[Plan], noises: list[float], search: Search
 ) -> None:

@@ -127,6 +127,12 @@ def test_where_a_run_takes_long_fewer_samples_are_looked_at(monkeypatch: pytest.
     assert (found[0], found[-1]) == ((64, 8) if pace < 0.1 else (8, 8))
 
 
+def test_what_decides_may_look_at_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Study, "_pace", lambda _: 2.0**-10)
+    assert [study().affordable(1, most) for most in (64, 96)] == [64, 96]
+    assert study(mode="static-int8").affordable(1, 96) == SAMPLES
+
+
 def test_the_pace_is_found_once_and_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a machine that is busy for a while decides as it did before."""
     times = [3.0, 1000.0]

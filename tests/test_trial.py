@@ -48,6 +48,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
         return [Timing(6.0, 1.0), Timing(3.0, 2.0)]
 
     monkeypatch.setattr(trial, "interleave", interleave)
+    monkeypatch.setattr(Study, "_pace", lambda _: 2.0**-10)
     return found
 
 
@@ -124,6 +125,15 @@ def test_a_part_of_the_data_is_looked_at() -> None:
     assert outcome.score is not None
     assert outcome.score.samples == SAMPLES
     assert outcome.noise == pytest.approx(lost(execute(two(), {"x": x}), execute(model, {"x": x})), rel=0.02)
+
+
+@pytest.mark.usefixtures("timed")
+def test_where_a_run_takes_long_a_smaller_part_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Study, "_pace", lambda _: 2.0**-4)
+    found = study(x=floats(60, 40))
+    outcome = Trials(found, 1).outcome(found.plan())
+    assert outcome.score is not None
+    assert outcome.score.samples == 16
 
 
 def test_made_up_data_is_not_judged(timed: list[tuple[Any, Any]]) -> None:
