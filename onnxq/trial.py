@@ -27,8 +27,8 @@ PATIENT = 8
 USUAL_NOISE = 0.01
 """Noise over signal that a model may leave at its outputs where nobody says how accurate it has to be: 20 dB."""
 
-NOISE_WORTH = 0.025 / USUAL_NOISE
-"""Share of the time that it is worth giving away for less noise: a fortieth to be rid of the usual noise."""
+NOISE_WORTH = 0.05 / USUAL_NOISE
+"""Share of the time that it is worth giving away for less noise: a twentieth to be rid of the usual noise."""
 
 TURNED_WORTH = 3.0
 """The same for decisions: three hundredths of the time for one in a hundred that is not turned."""
