@@ -16,9 +16,6 @@ from onnxq.search.stopwatch import Stopwatch
 from onnxq.study import Study
 from onnxq.trial import NOISE_WORTH, Trials
 
-LASTING = 0.5
-"""Share of what a Mul gains that lasts: it is measured before ranges and rounding take noise away as well."""
-
 
 def without_dear_muls(
     study: Study, plain: Plan, balance: Mapping[str, BalancePlan], options: Options
@@ -35,8 +32,7 @@ def without_dear_muls(
     if not times:
         return dict(balance)
     whole = Trials(study, options.batch).outcome(plain)
-    rate = LASTING * NOISE_WORTH * whole.noise * 1e3 * whole.milliseconds
-    worth = {name: rate * balance[name].gain for name in times}
+    worth = {name: NOISE_WORTH * whole.noise * balance[name].gain * 1e3 * whole.milliseconds for name in times}
     return {name: own for name, own in balance.items() if name not in times or times[name] <= worth[name]}
 
 

@@ -44,8 +44,8 @@ def factors(size: int, gain: float, *, multiplies: bool = True) -> BalancePlan:
 
 
 def worth(whole: Outcome, microseconds: float) -> float:
-    """The gain that so much time is worth: a twentieth of all of it for the usual noise, and half of a gain lasts."""
-    return microseconds / (0.5 * NOISE_WORTH * whole.noise * 1e3 * whole.milliseconds)
+    """The gain that so much time is worth: a twentieth of all of it for the usual noise."""
+    return microseconds / (NOISE_WORTH * whole.noise * 1e3 * whole.milliseconds)
 
 
 def test_noise_is_worth_a_twentieth_of_the_time() -> None:
