@@ -84,7 +84,7 @@ def blocked_weight(layer: Layer, bits: int, block: int) -> QuantizedWeight:
     Returns:
         Unsigned integers (outputs, blocks, block) around the middle of their format, scales (outputs * blocks,).
     """
-    values = _matrix(layer)
+    values = as_matrix(layer, weight(layer.weight))
     padded = np.pad(values, ((0, 0), (0, -values.shape[1] % block))).reshape(-1, block)
     found = quantize_weight(padded, FORMATS[f"uint{bits}"], axis=0, symmetric=True)
     return replace(found, values=found.values.reshape(len(values), -1, block))
@@ -92,15 +92,16 @@ def blocked_weight(layer: Layer, bits: int, block: int) -> QuantizedWeight:
 
 def seen_blocks(layer: Layer, found: QuantizedWeight) -> Array:
     """The weight as a layer sees it whose weight is in blocks; shaped like the weight."""
-    outputs, inputs = _matrix(layer).shape
+    outputs, inputs = as_matrix(layer, weight(layer.weight)).shape
     flat = found.values.reshape(len(found.scale), -1)
     rounded = dequantize(flat, found.scale, found.zero_point, 0).reshape(outputs, -1)[:, :inputs]
     return rounded if _by_rows(layer.node) else np.ascontiguousarray(rounded.T)
 
 
-def _matrix(layer: Layer) -> Array:
-    """The weight of a linear layer as (outputs, inputs)."""
-    values = weight(layer.weight)
+def as_matrix(layer: Layer, values: Array) -> Array:
+    """Values shaped like the weight of a layer, as (outputs, inputs)."""
+    if not layer.linear:
+        return values.reshape(len(values), -1)
     return values if _by_rows(layer.node) else values.T
 
 

@@ -33,7 +33,7 @@ from onnxq.search.forms import STATIC, Forms, grid_of, layer_shares
 from onnxq.search.sensitivity import RULE_SAMPLES
 from onnxq.search.switches import SwitchBoard
 from onnxq.study import Study
-from onnxq.weights import corrected_means, differences, rounded_weight
+from onnxq.weights import as_matrix, corrected_means, differences, rounded_weight
 
 Array = np.ndarray[Any, Any]
 
@@ -88,7 +88,7 @@ class View:
     def of(cls, layer: Layer, plan: TensorPlan) -> View:
         """The view of a layer whose input has this plan."""
         means = corrected_means(layer, plan.means)
-        attributes, inputs = layer.node.attrs, _matrix(layer, weight(layer.node.inputs[1])).shape[1]
+        attributes, inputs = layer.node.attrs, as_matrix(layer, weight(layer.node.inputs[1])).shape[1]
         options = (tuple(attributes.get(key, ())) for key in ("strides", "pads", "dilations"))
         window = () if layer.linear else (tuple(layer.weight.shape or ())[2:], *options)
         return cls(layer.data.name, inputs, window, () if means is None else tuple(means))
@@ -188,7 +188,7 @@ def _suits(layer: Layer, plan: Plan) -> bool:
         return False
     plain = node.attrs.get("group", 1) == 1 and node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
     symmetric = settings.format == INT8.name and settings.symmetric and plan.nodes[node.name].per_channel
-    return plain and symmetric and _matrix(layer, weight(node.inputs[1])).shape[1] <= MOST_INPUTS
+    return plain and symmetric and as_matrix(layer, weight(node.inputs[1])).shape[1] <= MOST_INPUTS
 
 
 def _heard(noise: Mapping[str, float]) -> set[str]:
@@ -230,7 +230,7 @@ def _rows(graph: Graph, views: Sequence[View], plan: Plan, data: Data) -> dict[V
 def _rounded(layer: Layer, settings: Weight, fitted: Array, others: Array) -> str:
     """The differences to the nearest integers; empty where these do about as well on other samples."""
     nearest = rounded_weight(layer, settings, True)
-    exact, start = _matrix(layer, weight(layer.node.inputs[1])), _matrix(layer, nearest.values)
+    exact, start = as_matrix(layer, weight(layer.node.inputs[1])), as_matrix(layer, nearest.values)
 
     def error(values: IntegerArray) -> float:
         return float(output_error(values * nearest.scale[:, None], exact, others).sum())
@@ -250,13 +250,6 @@ def _cancelling(exact: Array, nearest: QuantizedWeight, gram: Array) -> IntegerA
     return descend(exact, gram, *grid, start=gptq(exact, gram, *grid, act_order=True), sweeps=1)
 
 
-def _matrix(layer: Layer, values: Array) -> Array:
-    """A weight as (outputs, inputs)."""
-    if not layer.linear:
-        return values.reshape(len(values), -1)
-    return values if weight_axis(layer.node) == 0 else values.T
-
-
 def _restored(layer: Layer, values: Array, shape: tuple[int, ...]) -> Array:
-    """Undo `_matrix`."""
+    """Undo `as_matrix`."""
     return values.reshape(shape) if not layer.linear or weight_axis(layer.node) == 0 else values.T
