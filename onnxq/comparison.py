@@ -94,8 +94,8 @@ def _numbers(outputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def batch_size(feeds: Feeds) -> int:
-    """Samples in a batch: the first axis of its first array."""
-    first = next(iter(feeds.values()), None)
+    """Samples in a batch: the first axis of its tokens, or else of its first array."""
+    first = feeds.get("input_ids", next(iter(feeds.values()), None))
     return int(first.shape[0]) if first is not None and first.ndim else 1
 
 

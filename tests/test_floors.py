@@ -55,6 +55,7 @@ FLOORS = {
     "onnxq.axes": 1,
     "onnxq.calibration": 1,
     "onnxq.calibration.arrays": 1,
+    "onnxq.calibration.caches": 1,
     "onnxq.calibration.data": 1,
     "onnxq.calibration.feeds": 1,
     "onnxq.calibration.folders": 1,

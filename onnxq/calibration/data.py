@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from onnxq.calibration.arrays import from_npz
-from onnxq.calibration.feeds import Feed, Source, blamed, checked, join
+from onnxq.calibration.caches import row_axes
+from onnxq.calibration.feeds import Axes, Feed, Source, blamed, checked, join
 from onnxq.calibration.folders import from_folder
 from onnxq.calibration.functions import from_function, from_values
 from onnxq.calibration.images import from_images
@@ -115,21 +116,27 @@ class Data:
         return max(1, min(DEFAULT_BATCH, DEFAULT_BATCH_BYTES // max(nbytes, 1)))
 
     def _joined(self, size: int) -> Iterator[Feed]:
+        axes = row_axes(self.inputs)
         pending: list[Feed] = []
         for place in range(len(self)):
             feed = self.sample(place)
-            if pending and not (len(pending) < size and self._may_join(pending[-1], feed)):
-                yield join(pending, self.source.padding)
+            if pending and not (len(pending) < size and self._may_join(pending[-1], feed, axes)):
+                yield join(pending, self.source.padding, axes)
                 pending = []
             pending.append(feed)
-        yield join(pending, self.source.padding)
+        yield join(pending, self.source.padding, axes)
 
-    def _may_join(self, one: Feed, other: Feed) -> bool:
-        return all(
-            one[name].shape[0] == 1 == array.shape[0]
-            and (one[name].shape == array.shape or name in self.source.padding)
-            for name, array in other.items()
-        )
+    def _may_join(self, one: Feed, other: Feed, axes: Axes) -> bool:
+        for name, array in other.items():
+            axis, before = axes.get(name, 0), one[name]
+            if axis is None:
+                fits = np.array_equal(before, array)
+            else:
+                even = before.shape == array.shape or name in self.source.padding
+                fits = even and before.shape[axis] == 1 == array.shape[axis]
+            if not fits:
+                return False
+        return True
 
 
 DataSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Mapping[str, Any]] | Data
@@ -141,9 +148,11 @@ An array may be anything that NumPy can turn into one.
 
 def _batch_is_free(inputs: Sequence[TensorSpec]) -> bool:
     """Whether all inputs share a first dimension of any size, so that rows can be joined to batches."""
-    if any(spec.shape is None or not spec.shape or isinstance(spec.shape[0], int) for spec in inputs):
+    axes = row_axes(inputs)
+    places = [(spec.shape, axis) for spec in inputs if (axis := axes.get(spec.name, 0)) is not None]
+    if any(not shape or isinstance(shape[axis], int) for shape, axis in places):
         return False
-    return len({spec.shape[0] for spec in inputs if spec.shape} - {None}) <= 1
+    return len({shape[axis] for shape, axis in places if shape} - {None}) <= 1
 
 
 def open_data(source: DataSource, inputs: Sequence[TensorSpec]) -> Data:

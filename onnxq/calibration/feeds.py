@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from onnxq.interface import TensorSpec, describe
 
 Feed = dict[str, np.ndarray]
 """One array per input of the model."""
+
+Axes = Mapping[str, int | None]
+"""For inputs whose rows do not lie along axis 0: along which they do, or None where all rows share one value."""
 
 LABELS = "labels"
 """The one extra array that data may carry beside the inputs."""
@@ -31,6 +35,7 @@ class Source:
         where: the name of that feed in an error message.
         labels: the labels of that feed, first axis = its rows; None where the source has no labels.
         padding: for inputs whose axis 1 may differ between feeds of one batch, the value that fills it up.
+        tokenizer: what made tokens of texts, a `tokenizers.Tokenizer`; None where nothing did.
         is_random: the values are made up, so they show nothing about accuracy.
     """
 
@@ -40,10 +45,11 @@ class Source:
     where: Callable[[int], str]
     labels: Callable[[int], np.ndarray] | None = None
     padding: Mapping[str, int] = field(default_factory=dict)
+    tokenizer: Any = None
     is_random: bool = False
 
 
-def grouped(source: Source, size: int) -> Source:
+def grouped(source: Source, size: int, axes: Axes = MappingProxyType({})) -> Source:
     """The single rows of `source` joined to feeds of exactly `size` rows, for a model with a fixed batch."""
     if size == 1:
         return source
@@ -58,9 +64,10 @@ def grouped(source: Source, size: int) -> Source:
             raise DataError(
                 f"{where(index)} differ in shape, and the model takes batches of {size}. Bring them to one shape."
             )
-        return join(rows, source.padding)
+        return join(rows, source.padding, axes)
 
-    return Source(source.description + left_out(source.count % size, size), source.count // size, read, where)
+    description = source.description + left_out(source.count % size, size)
+    return Source(description, source.count // size, read, where, tokenizer=source.tokenizer)
 
 
 def left_out(remainder: int, size: int) -> str:
@@ -68,11 +75,19 @@ def left_out(remainder: int, size: int) -> str:
     return f" (the last {remainder} left out: the model takes batches of {size})" if remainder else ""
 
 
-def join(feeds: Sequence[Feed], padding: Mapping[str, int]) -> Feed:
-    """The feeds as one, along axis 0; inputs named in `padding` are first filled up to the longest axis 1."""
+def join(feeds: Sequence[Feed], padding: Mapping[str, int], axes: Axes = MappingProxyType({})) -> Feed:
+    """The feeds as one, along axis 0 or that of `axes`, which says None for what all feeds share.
+
+    Inputs named in `padding` are first filled up to the longest axis 1.
+    """
     if len(feeds) == 1:
         return feeds[0]
-    return {name: np.concatenate(_even([feed[name] for feed in feeds], padding.get(name))) for name in feeds[0]}
+    joined: Feed = {}
+    for name, first in feeds[0].items():
+        axis = axes.get(name, 0)
+        arrays = _even([feed[name] for feed in feeds], padding.get(name))
+        joined[name] = first if axis is None else np.concatenate(arrays, axis)
+    return joined
 
 
 def _even(arrays: list[np.ndarray], value: int | None) -> list[np.ndarray]:

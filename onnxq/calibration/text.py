@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxq.calibration.caches import empty_caches, find_cache, fixed_rows, is_branch, row_axes
 from onnxq.calibration.feeds import Feed, Source, blamed, grouped
 from onnxq.calibration.options import Options
 from onnxq.errors import DataError
@@ -25,6 +26,7 @@ def from_text(file: Path, options: str, inputs: Sequence[TensorSpec]) -> Source:
         tokenizer: the tokenizer.json of the model; it has no default.
         length: cut texts to so many tokens; by default what the model fixes, else what the tokenizer states, else 128.
         pad: `longest` fills up to the longest text of a batch, `max` always to `length`, on the right.
+    The caches of a decoder are empty, so the mask covers just the text, and `use_cache_branch` is false.
     A model that fixes the length gets `pad=max`. Without an attention mask, padding would count as text, so there
     texts of different lengths go into different batches, unless `pad=max` or a fixed batch ask for it.
 
@@ -34,8 +36,7 @@ def from_text(file: Path, options: str, inputs: Sequence[TensorSpec]) -> Source:
     """
     asked = Options.parse("text", options, OPTIONS)
     names = {spec.name for spec in inputs}
-    if not names <= set(INPUTS) or "input_ids" not in names:
-        raise DataError(f"Text fills the inputs {', '.join(INPUTS)}. The model expects {describe(inputs)}.")
+    _check_inputs(inputs)
     lines = _lines(file)
     tokenizer = _tokenizer(asked.values.get("tokenizer"))
     length, is_fixed = _length(asked, inputs, tokenizer)
@@ -43,16 +44,28 @@ def from_text(file: Path, options: str, inputs: Sequence[TensorSpec]) -> Source:
     tokenizer.enable_truncation(length)
     tokenizer.no_padding()
     fills_up = asked.choice("pad", "longest", ("longest", "max")) == "max" or is_fixed
-    texts = _Texts(file, lines, tokenizer, inputs, padding, length if fills_up else 0)
-    batch = _fixed(inputs, 0) or 1
+    rows = [spec for spec in inputs if spec.name in INPUTS]
+    texts = _Texts(file, lines, tokenizer, rows, padding, length if fills_up else 0, empty_caches(inputs, 1))
+    batch = _fixed(inputs, 0) or fixed_rows(inputs) or 1
     source = Source(
         description=f"text:{file}",
         count=len(lines),
         read=texts.feed,
         where=texts.where,
         padding=padding if "attention_mask" in names or batch > 1 else {},
+        tokenizer=tokenizer,
     )
-    return grouped(source, batch)
+    return grouped(source, batch, row_axes(inputs))
+
+
+def _check_inputs(inputs: Sequence[TensorSpec]) -> None:
+    """Raise DataError unless text, with empty caches, fills all inputs."""
+    others = [spec for spec in inputs if not (spec.name in INPUTS or find_cache(spec) or is_branch(spec))]
+    if others or all(spec.name != "input_ids" for spec in inputs):
+        raise DataError(
+            f"Text fills the inputs {', '.join(INPUTS)}, and caches of a length that may be 0. "
+            f"The model expects {describe(others or inputs)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,8 @@ class _Texts:
     padding: Mapping[str, int]
     length: int
     """Fill up to so many tokens; 0 for not at all."""
+    caches: Feed
+    """What a decoder takes beside the text: nothing that it has seen."""
 
     def where(self, index: int) -> str:
         return f"{self.file}, line {self.lines[index][0]}"
@@ -81,11 +96,9 @@ class _Texts:
             "position_ids": range(count),
         }
         feed = {spec.name: np.array([rows[spec.name]], np.int64) for spec in self.inputs}
-        if count >= self.length:
-            return feed
-        missing = self.length - count
-        return {
-            name: np.pad(row, ((0, 0), (0, missing)), constant_values=self.padding[name]) for name, row in feed.items()
+        missing = ((0, 0), (0, max(self.length - count, 0)))
+        return self.caches | {
+            name: np.pad(row, missing, constant_values=self.padding[name]) for name, row in feed.items()
         }
 
 
