@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from onnxq.version import __version__
 
 if TYPE_CHECKING:
-    from onnxq.api import bench, calibrate, describe_passes, explain, inspect, optimize, validate
+    from onnxq.api import bench, calibrate, describe_passes, evaluate, explain, inspect, optimize, validate
     from onnxq.diagnosis.findings import Diagnosis
     from onnxq.errors import OnnxqError
+    from onnxq.evaluation import Evaluation
     from onnxq.options import Options
     from onnxq.plan import Plan
     from onnxq.proof import Proof
@@ -31,6 +32,7 @@ HOMES = {
     "inspect": "onnxq.api",
     "optimize": "onnxq.api",
     "describe_passes": "onnxq.api",
+    "evaluate": "onnxq.api",
     "explain": "onnxq.api",
     "validate": "onnxq.api",
     "OnnxqError": "onnxq.errors",
@@ -39,12 +41,14 @@ HOMES = {
     "Recipe": "onnxq.recipe",
     "Contract": "onnxq.recipe",
     "Diagnosis": "onnxq.diagnosis.findings",
+    "Evaluation": "onnxq.evaluation",
 }
 """Where the public names live; they are imported when they are first used, so that `onnxq --help` is quick."""
 
 __all__ = [
     "Contract",
     "Diagnosis",
+    "Evaluation",
     "OnnxqError",
     "Options",
     "Plan",
@@ -55,6 +59,7 @@ __all__ = [
     "bench",
     "calibrate",
     "describe_passes",
+    "evaluate",
     "explain",
     "inspect",
     "optimize",

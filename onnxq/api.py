@@ -18,6 +18,7 @@ from onnxq.diagnosis.examination import SAMPLES, Settings, examine, normal
 from onnxq.diagnosis.findings import Diagnosis
 from onnxq.diagnosis.plans import examine_plan
 from onnxq.errors import DataError, ModelError, OutputError, RecipeError, UnsupportedModel
+from onnxq.evaluation import Evaluation, check_single, evaluate_session
 from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
 from onnxq.inspection import Summary, has_scales, summarize
@@ -271,6 +272,39 @@ def validate(
 
 def explain(
     reference: Source,
+def evaluate(
+    model: Source,
+    *,
+    data: DataSource,
+    metric: str = "auto",
+    batch: int | None = None,
+    options: Options | None = None,
+) -> Evaluation:
+    """Say what one model is worth, float or quantized, on the first provider of the options.
+
+    Args:
+        model: a path, the bytes of a model, or a `ModelProto`.
+        data: what to run it on.
+        metric: `perplexity` of the next token, `top1` of labels, `module:function`, or `auto`: what fits.
+        batch: samples that run at once; None: as many as `validate` takes.
+        options: how to go about it.
+
+    Raises:
+        ModelError: the model cannot be read, or the runtime refuses it.
+        ProviderError: the provider is not installed.
+        DataError: the data does not fit.
+        RecipeError: the metric compares two models, or fits neither this one nor its data.
+    """
+    options = options or Options()
+    runtime.check_providers(options.providers)
+    graph, provider = load(model), options.providers[0]
+    feeds = open_data(data, graph.interface().inputs)
+    check_single(metric, feeds)
+    with _as_file(model, graph) as file, _named(model):
+        session = runtime.Session(file, provider=provider, threads=options.threads)
+        return evaluate_session(session, feeds, metric, provider, batch, options.progress)
+
+
     candidate: Source,
     *,
     data: DataSource,

@@ -282,6 +282,37 @@ def explain(
     candidate: flags.OtherModel,
     data: flags.NeededData,
     top: flags.Top = 5,
+@app.command("eval")
+def evaluate(
+    model: flags.Model,
+    data: flags.NeededData,
+    metric: flags.SingleMetric = "auto",
+    providers: flags.Providers = CPU,
+    threads: flags.Threads = 1,
+    batch: flags.RunBatch = None,
+    as_json: flags.AsJson = False,
+    quiet: flags.Quiet = False,
+) -> int:
+    """Say what one model is worth, float or quantized: perplexity of texts, top-1 of labels, or your own score."""
+    from onnxq import api, language_table, runtime
+    from onnxq.options import Options
+
+    runtime.check_providers(_names(providers))
+    with told(quiet) as progress:
+        found = [
+            api.evaluate(
+                model,
+                data=data,
+                metric=metric,
+                batch=batch,
+                options=Options(threads=threads, providers=(name,), progress=progress),
+            )
+            for name in _names(providers)
+        ]
+    report({"evaluations": found}, lambda: language_table.evaluations(model, found), as_json, quiet)
+    return 0
+
+
     samples: flags.NoiseSamples = 4,
     memory: flags.Memory = None,
     threads: flags.Threads = 1,

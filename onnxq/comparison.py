@@ -76,20 +76,28 @@ class Batch:
 
 def paired(reference: Session, candidate: Session, data: Data, progress: Progress = silent) -> Iterator[Batch]:
     """Run both models on all of the data. Raises DataError where a shape changes."""
-    labels, seen = data.labels, 0
-    for feeds in data.batches():
-        count = batch_size(feeds)
-        known = None if labels is None else np.asarray(labels[seen : seen + count])
-        expected, got = _numbers(reference.run(feeds)), candidate.run(feeds)
+    seen = 0
+    for feeds, labels in labelled(data):
+        expected, got = numbers(reference.run(feeds)), candidate.run(feeds)
         for name, value in expected.items():
             if value.shape != got[name].shape:
                 raise DataError(f"Output '{name}' has shape {got[name].shape} where float has {value.shape}.")
-        yield Batch(feeds, expected, got, known)
-        seen += count
+        yield Batch(feeds, expected, got, labels)
+        seen += batch_size(feeds)
         progress("validate", min(seen, len(data)), len(data))
 
 
-def _numbers(outputs: Mapping[str, Array]) -> dict[str, Array]:
+def labelled(data: Data, size: int | None = None) -> Iterator[tuple[Feeds, Array | None]]:
+    """Batches of at most `size` samples, each with its labels; None where there are none."""
+    labels, seen = data.labels, 0
+    for feeds in data.batches(size):
+        count = batch_size(feeds)
+        yield feeds, None if labels is None else np.asarray(labels[seen : seen + count])
+        seen += count
+
+
+def numbers(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs that hold numbers."""
     return {n: v for n, v in outputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiub"}
 
 

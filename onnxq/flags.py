@@ -324,6 +324,16 @@ MaxSize = Annotated[
 KeepBest = Annotated[
     Path | None,
     typer.Option(
+SingleMetric = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        rich_help_panel=PROOF,
+        help="What it is worth by: perplexity of the next token, top1 (needs labels), MODULE:FUNCTION, called with "
+        "(outputs, feeds, labels), or auto: labels if there are any, perplexity if it is a language model.",
+    ),
+]
         "--keep-best",
         metavar="FILE",
         rich_help_panel=CONTRACT,
@@ -387,6 +397,17 @@ LeastCosine = Annotated[
         min=-1,
         max=1,
         rich_help_panel=PROOF,
+RunBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        metavar="N",
+        min=1,
+        rich_help_panel=PROOF,
+        help="Samples that run at once; 8, or fewer large ones, if left out.",
+        show_default=False,
+    ),
+]
         help="Exit with 1 where the mean cosine of an output is lower.",
     ),
 ]

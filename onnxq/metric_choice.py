@@ -11,7 +11,7 @@ import numpy as np
 from onnxq.comparison import Batch, fits_labels, looks_like_classes
 from onnxq.errors import DataError, RecipeError
 from onnxq.recipe import MAX_DROPS
-from onnxq.tallies import Perplexity
+from onnxq.tallies import Losses
 
 Array = np.ndarray[Any, Any]
 Choice = tuple[dict[str, str], str]
@@ -118,13 +118,12 @@ def _tokens(first: Batch, shape: tuple[int, ...]) -> str:
 
 def _predicts(output: Array, first: Batch, tokens: str) -> bool:
     """Whether the float model foretells tokens: no hidden states, and no model that fills gaps in a text."""
-    tally = Perplexity(tokens)
+    losses = Losses(tokens)
     try:
-        tally.add("", Batch(first.feeds, {"": output}, {"": output}))
-        before = tally.reading().before
+        losses.add("", {"": output}, first)
+        return losses.alone().value < IGNORANCE * int(output.shape[-1])
     except DataError:  # tokens outside of what would be the vocabulary, or too few
         return False
-    return before is not None and before < IGNORANCE * output.shape[-1]
 
 
 def _misfit(name: str, first: Batch) -> str:

@@ -64,13 +64,37 @@ class Tally(Protocol):
         """The drop so far."""
 
 
+@dataclass(frozen=True)
+class Alone:
+    """What a metric says of one model.
+
+    Attributes:
+        value: larger is better, but for perplexity.
+        counted: how many labels or tokens were predicted; None for a function of the user's.
+        standard_error: of the value; None where that cannot be told.
+    """
+
+    value: float
+    counted: int | None = None
+    standard_error: float | None = None
+
+
 class Top1(Decisions):
     """Labels that are right."""
 
-    def reading(self) -> Reading:
-        """The error is that of paired answers: only samples on which the models differ add to it."""
+    def alone(self) -> Alone:
+        """Of the float model; the error is that of a binomial share."""
+        self._check()
+        share = self.right_float / self.labelled
+        return Alone(share, self.labelled, math.sqrt(share * (1 - share) / self.labelled))
+
+    def _check(self) -> None:
         if self.labelled == 0:
             raise DataError("All labels are negative, which means unknown. Give labels from 0 on.")
+
+    def reading(self) -> Reading:
+        """The error is that of paired answers: only samples on which the models differ add to it."""
+        self._check()
         before, after = self.right_float / self.labelled, self.right / self.labelled
         differ = 2 * self.lost - self.right_float + self.right  # those lost, and those won
         drop = (self.right_float - self.right) / self.labelled
@@ -131,33 +155,67 @@ class Kl:
 
 
 @dataclass
-class Perplexity:
-    """How well the next token is predicted; `tokens` is the input that holds them."""
+class Losses:
+    """How well one model predicts the next token; `tokens` is the input that holds them."""
 
     tokens: str
-    losses: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    total: float = 0.0
     count: int = 0
+    texts: list[Array] = field(default_factory=list)
+    """The loss and the predictions of each text: [texts of a batch, 2]."""
 
-    def add(self, name: str, batch: Batch) -> None:
+    def add(self, name: str, outputs: Mapping[str, Array], batch: Batch) -> None:
         """Take in one batch; a prediction counts where neither its token nor the one before is padding."""
         tokens = batch.feeds[self.tokens]
         mask = kept(tokens, batch.mask)
         keep = mask[:, 1:] & mask[:, :-1]
         if not keep.any():
             return
-        real = np.where(mask, tokens, 0)
         try:
-            both = [token_losses(x[name], real)[keep] for x in (batch.expected, batch.got)]
+            found = token_losses(outputs[name], np.where(mask, tokens, 0))
         except ValueError as error:
             raise DataError(f"Perplexity of output '{name}' and input '{self.tokens}': {error}") from None
-        self.losses = [total + float(found.sum()) for total, found in zip(self.losses, both, strict=True)]
+        self.total += float(found[keep].sum())
         self.count += int(np.count_nonzero(keep))
+        self.texts.append(np.stack([np.where(keep, found, 0.0).sum(-1), keep.sum(-1)], axis=-1))
+
+    def mean(self) -> float:
+        """The mean over all predictions, in nats."""
+        if self.count == 0:
+            raise DataError("Perplexity needs texts of two tokens at least; the data has none. Give longer ones.")
+        return self.total / self.count
+
+    def alone(self) -> Alone:
+        """The perplexity; its error is that of texts drawn independently, whose tokens are not.
+
+        The standard error of a ratio of sums: sqrt(k / (k - 1) sum over texts (loss - mean * predictions)^2) / count.
+        """
+        mean = self.mean()
+        texts = np.concatenate(self.texts)
+        losses, counts = texts[texts[:, 1] > 0].T
+        if counts.size < 2 or not math.isfinite(mean):
+            return Alone(_power(mean), self.count)
+        spread = float(np.square(losses - mean * counts).sum()) * counts.size / (counts.size - 1)
+        return Alone(_power(mean), self.count, _power(mean) * math.sqrt(spread) / self.count)
+
+
+@dataclass
+class Perplexity:
+    """How well the next token is predicted by both models; `tokens` is the input that holds them."""
+
+    tokens: str
+
+    def __post_init__(self) -> None:
+        self.both = (Losses(self.tokens), Losses(self.tokens))
+
+    def add(self, name: str, batch: Batch) -> None:
+        """Take in one batch, as `Losses` does."""
+        for losses, outputs in zip(self.both, (batch.expected, batch.got), strict=True):
+            losses.add(name, outputs, batch)
 
     def reading(self) -> Reading:
         """The ratio of the two, less one."""
-        if self.count == 0:
-            raise DataError("Perplexity needs texts of two tokens at least; the data has none. Give longer ones.")
-        before, after = (total / self.count for total in self.losses)
+        before, after = (losses.mean() for losses in self.both)
         return Reading(_power(after - before) - 1, _power(before), _power(after))
 
 
@@ -182,16 +240,21 @@ class Function:
 
         Where the quantized model returns NaN or infinity of its own, the function is not asked about it.
         """
+        before = self.alone().value
+        if not all(_stays_finite(batch.expected, batch.got) for batch in self.batches):
+            return Reading(math.inf, before)
+        after = self._score([batch.got for batch in self.batches])
+        return Reading((before - after) / (abs(before) or 1.0), before, after)
+
+    def alone(self) -> Alone:
+        """Its score of the float model."""
+        return Alone(self._score([batch.expected for batch in self.batches]))
+
+    def _score(self, outputs: Sequence[Mapping[str, Array]]) -> float:
         sizes = [batch_size(batch.feeds) for batch in self.batches]
         feeds = _joined([batch.feeds for batch in self.batches], sizes)
         known = [batch.labels for batch in self.batches if batch.labels is not None]
-        labels = np.concatenate(known) if known else None
-        expected, got = ([x.expected for x in self.batches], [x.got for x in self.batches])
-        before = own_score(self.name, _joined(expected, sizes), feeds, labels)
-        if not all(_stays_finite(*pair) for pair in zip(expected, got, strict=True)):
-            return Reading(math.inf, before)
-        after = own_score(self.name, _joined(got, sizes), feeds, labels)
-        return Reading((before - after) / (abs(before) or 1.0), before, after)
+        return own_score(self.name, _joined(outputs, sizes), feeds, np.concatenate(known) if known else None)
 
 
 def _stays_finite(expected: Mapping[str, Array], got: Mapping[str, Array]) -> bool:

@@ -107,6 +107,7 @@ def weights(sure: float, noise: float) -> dict[str, np.ndarray[Any, Any]]:
     """The same for every style."""
     random = np.random.default_rng(0)
     square = [random.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 3 for _ in range(5)]
+    square[3] /= 3  # what was seen before matters, but not too much
     head = square[4] + sure * np.roll(np.eye(WIDTH, VOCABULARY), 1, axis=1)
     head += noise * random.standard_normal(head.shape)
     return {

@@ -26,7 +26,7 @@ from onnxq.result import Result
 if TYPE_CHECKING:
     from tests.conftest import Clock, Command
 
-COMMANDS = ("optimize", "calibrate", "inspect", "validate", "bench", "passes")
+COMMANDS = ("optimize", "calibrate", "inspect", "validate", "eval", "bench", "passes")
 STATIC = ("--recipe", "static-int8")
 """What no time decides about."""
 
