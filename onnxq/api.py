@@ -270,8 +270,6 @@ def validate(
         ]
 
 
-def explain(
-    reference: Source,
 def evaluate(
     model: Source,
     *,
@@ -305,6 +303,8 @@ def evaluate(
         return evaluate_session(session, feeds, metric, provider, batch, options.progress)
 
 
+def explain(
+    reference: Source,
     candidate: Source,
     *,
     data: DataSource,

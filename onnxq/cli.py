@@ -276,12 +276,6 @@ def shortcomings(proof: Proof, min_cosine: float, min_agreement: float | None) -
     return found
 
 
-@app.command()
-def explain(
-    reference: flags.FloatModel,
-    candidate: flags.OtherModel,
-    data: flags.NeededData,
-    top: flags.Top = 5,
 @app.command("eval")
 def evaluate(
     model: flags.Model,
@@ -313,6 +307,12 @@ def evaluate(
     return 0
 
 
+@app.command()
+def explain(
+    reference: flags.FloatModel,
+    candidate: flags.OtherModel,
+    data: flags.NeededData,
+    top: flags.Top = 5,
     samples: flags.NoiseSamples = 4,
     memory: flags.Memory = None,
     threads: flags.Threads = 1,

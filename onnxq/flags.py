@@ -279,6 +279,16 @@ MetricName = Annotated[
         show_default=False,
     ),
 ]
+SingleMetric = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        rich_help_panel=PROOF,
+        help="What it is worth by: perplexity of the next token, top1 (needs labels), MODULE:FUNCTION, called with "
+        "(outputs, feeds, labels), or auto: labels if there are any, perplexity if it is a language model.",
+    ),
+]
 MaxDrop = Annotated[
     str | None,
     typer.Option(
@@ -324,16 +334,6 @@ MaxSize = Annotated[
 KeepBest = Annotated[
     Path | None,
     typer.Option(
-SingleMetric = Annotated[
-    str,
-    typer.Option(
-        "--metric",
-        metavar="NAME",
-        rich_help_panel=PROOF,
-        help="What it is worth by: perplexity of the next token, top1 (needs labels), MODULE:FUNCTION, called with "
-        "(outputs, feeds, labels), or auto: labels if there are any, perplexity if it is a language model.",
-    ),
-]
         "--keep-best",
         metavar="FILE",
         rich_help_panel=CONTRACT,
@@ -351,6 +351,17 @@ Threads = Annotated[
 Batch = Annotated[
     int,
     typer.Option("--batch", metavar="N", min=1, rich_help_panel=PROOF, help="Samples in the batch that is timed."),
+]
+RunBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch",
+        metavar="N",
+        min=1,
+        rich_help_panel=PROOF,
+        help="Samples that run at once; 8, or fewer large ones, if left out.",
+        show_default=False,
+    ),
 ]
 Seconds = Annotated[
     float,
@@ -397,17 +408,6 @@ LeastCosine = Annotated[
         min=-1,
         max=1,
         rich_help_panel=PROOF,
-RunBatch = Annotated[
-    int | None,
-    typer.Option(
-        "--batch",
-        metavar="N",
-        min=1,
-        rich_help_panel=PROOF,
-        help="Samples that run at once; 8, or fewer large ones, if left out.",
-        show_default=False,
-    ),
-]
         help="Exit with 1 where the mean cosine of an output is lower.",
     ),
 ]
