@@ -13,6 +13,7 @@ from onnxq.build import Build, Nothing, choose_mode, prepare, typed
 from onnxq.calibration.collect import save_statistics
 from onnxq.calibration.data import Data, DataSource, open_data
 from onnxq.comparison import batch_size
+from onnxq.continuation import Continuations, Prompt, compare_generation, find_prompt
 from onnxq.delivery import Delivery, deliver, give_up
 from onnxq.diagnosis.examination import SAMPLES, Settings, examine, normal
 from onnxq.diagnosis.findings import Diagnosis
@@ -88,6 +89,7 @@ def optimize(
             held = open_data(validation, source.interface().inputs)
         check(wanted.contract, held)
         tested = held if held is not None else open_data("random", source.interface().inputs)
+        prompt = find_prompt(options, tested, source.interface())
         seen = held is not None and held is calibration
         judged = plan is None and (wanted.mode in ("auto", "mixed-int8") or bool(wanted.contract.model_fields_set))
         delivery = Delivery((reference, source), target, tested, seen, judged, options)
@@ -100,6 +102,8 @@ def optimize(
             result = models.beside(deliver(build, plans, delivery))
         if options.explain:
             result = _explained(result, build, delivery)
+        if prompt is not None:
+            result = _written(result, prompt, build, delivery)
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
 
@@ -118,6 +122,25 @@ def _explained(result: Result, build: Build, delivery: Delivery) -> Result:
     notes = [] if found else [f"Its error was not explained: {said}"]
     changed = {"diagnosis": found, "seconds": build.seconds, "warnings": [*result.warnings, *notes]}
     return result.model_copy(update=changed)
+
+
+def _written(result: Result, prompt: Prompt, build: Build, delivery: Delivery) -> Result:
+    """The result that says what its model and the float model write after one prompt, or why that cannot be said."""
+    if result.status != "optimized" or result.output is None:
+        said = "the model is as it was." if result.status == "left alone" else "no model was written."
+        return result.model_copy(update={"warnings": [*result.warnings, f"No texts were compared: {said}"]})
+    with build.stage("generate"):
+        found = _continued(delivery.reference[0], Path(result.output), prompt, delivery.options)
+    return result.model_copy(update={"generation": found, "seconds": build.seconds})
+
+
+def _continued(
+    reference: Path, candidate: Path, prompt: Prompt, options: Options, provider: str | None = None
+) -> Continuations:
+    """What two models write, on the first provider of the options if none is named."""
+    provider = provider or options.providers[0]
+    one, other = (runtime.Session(path, provider=provider, threads=options.threads) for path in (reference, candidate))
+    return compare_generation(one, other, prompt, options.seconds)
 
 
 def _split(feeds: Data | None, samples: int, mode: Mode, build: Build) -> tuple[Data | None, Data | None]:
@@ -240,7 +263,7 @@ def validate(
         ModelError: a model cannot be read, or their inputs and outputs differ.
         ProviderError: a provider is not installed.
         DataError: the data does not fit.
-        RecipeError: the metric of the contract does not fit the model or the data.
+        RecipeError: the metric of the contract does not fit the model or the data, or no text can be generated.
     """
     options = options or Options()
     runtime.check_providers(options.providers)
@@ -248,10 +271,11 @@ def validate(
     _same_interface(first, second)
     feeds = open_data(data, first.interface().inputs)
     check(contract or Contract(), feeds)
+    prompt = find_prompt(options, feeds, first.interface())
     with _as_file(reference, first) as one, _as_file(candidate, second) as other, _named(candidate):
         with _named(reference):
             typed(first)
-        return [
+        proofs = [
             prove(
                 (one, first),
                 (other, second),
@@ -268,6 +292,10 @@ def validate(
             )
             for provider in options.providers
         ]
+        if prompt is None:
+            return proofs
+        texts = [_continued(one, other, prompt, options, proof.provider) for proof in proofs]
+        return [proof.model_copy(update={"generation": found}) for proof, found in zip(proofs, texts, strict=True)]
 
 
 def evaluate(

@@ -77,6 +77,9 @@ def optimize(
     keep_best: flags.KeepBest = None,
     frontier: flags.FrontierFolder = None,
     explained: flags.Explained = False,
+    generate: flags.Generate = None,
+    prompt: flags.Prompt = None,
+    tokenizer: flags.Tokenizer = None,
     threads: flags.Threads = 1,
     batch: flags.Batch = 1,
     seconds: flags.Seconds = 3.0,
@@ -139,6 +142,9 @@ def optimize(
                 keep_best=keep_best,
                 frontier=frontier,
                 explain=explained,
+                generate=generate or 0,
+                prompt=prompt,
+                tokenizer=tokenizer,
                 memo=memo,
                 progress=progress,
             ),
@@ -227,6 +233,9 @@ def validate(
     min_agreement: flags.LeastAgreement = None,
     metric: flags.MetricName = None,
     max_drop: flags.LimitedDrop = None,
+    generate: flags.Generate = None,
+    prompt: flags.Prompt = None,
+    tokenizer: flags.Tokenizer = None,
     threads: flags.Threads = 1,
     batch: flags.Batch = 1,
     seconds: flags.Seconds = 3.0,
@@ -239,7 +248,16 @@ def validate(
 
     contract = flags.make_wish(None, {"contract": {"metric": metric, "max_drop": max_drop, "min_speedup": 0}}).contract
     with told(quiet) as progress:
-        options = Options(threads=threads, batch=batch, seconds=seconds, providers=_names(providers), progress=progress)
+        options = Options(
+            threads=threads,
+            batch=batch,
+            seconds=seconds,
+            generate=generate or 0,
+            prompt=prompt,
+            tokenizer=tokenizer,
+            providers=_names(providers),
+            progress=progress,
+        )
         proofs = api.validate(reference, candidate, data=data, contract=contract, options=options)
     wanting = [reason for proof in proofs for reason in shortcomings(proof, min_cosine, min_agreement)]
     judged = None if max_drop is None else contract

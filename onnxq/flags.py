@@ -257,6 +257,34 @@ Explained = Annotated[
         "nothing keeps the contract, of the best model that was tried.",
     ),
 ]
+Generate = Annotated[
+    int | None,
+    typer.Option(
+        "--generate",
+        metavar="N",
+        min=1,
+        rich_help_panel=PROOF,
+        help="For a language model: also let both models write N tokens, compare the texts, and time reading and "
+        "writing. They continue --prompt, or the first half of the first text of the data; 32 with --prompt alone.",
+        show_default=False,
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt", metavar="TEXT", rich_help_panel=PROOF, help="What both models are to continue.", show_default=False
+    ),
+]
+Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="FILE",
+        rich_help_panel=PROOF,
+        help="The tokenizer.json of the model, for --prompt; that of text data if left out.",
+        show_default=False,
+    ),
+]
 SavePlan = Annotated[
     Path | None,
     typer.Option(

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
+from rich.text import Text
 
 from onnxq.tables import _sheet, _table, _title
 
 if TYPE_CHECKING:
+    from onnxq.continuation import Continuations
     from onnxq.evaluation import Evaluation
 
 
@@ -25,3 +27,43 @@ def evaluations(model: Path, found: Sequence[Evaluation]) -> RenderableType:
     output = f"output '{found[0].output}'" if found[0].output else "all outputs"
     rows: list[tuple[str, RenderableType]] = [("Measured on", output), ("Data", found[0].data)]
     return Group(_title(model.name), "", table, "", _sheet(rows))
+
+
+def continuations(found: Continuations) -> RenderableType:
+    """What two models write after one prompt, and how fast."""
+    one, other = found.reference, found.candidate
+    table = _table("Tokens per second", "float", "quantized", "")
+    speed = f"{found.prefill_speedup:.2f}x as fast"
+    table.add_row(f"Prompt of {one.prompt}", _rate(one.prefill_per_second), _rate(other.prefill_per_second), speed)
+    if found.decode_speedup is not None:
+        speed = f"{found.decode_speedup:.2f}x as fast"
+        rates = (_rate(one.decode_per_second), _rate(other.decode_per_second))
+        table.add_row(f"{len(one.tokens)} new ones", *rates, speed)
+    rows: list[tuple[str, RenderableType]] = [
+        ("Prompt", _written(found.prompt_text, found.prompt)),
+        ("Float", _written(found.reference_text, one.tokens)),
+        ("Quantized", _written(found.candidate_text, other.tokens)),
+        ("", Text(f"{_difference(found)}.", style="" if found.first_difference is None else "yellow", overflow="fold")),
+    ]
+    return Group(table, "", _sheet(rows))
+
+
+def _rate(per_second: float | None) -> str:
+    if per_second is None:
+        return ""
+    return f"{per_second:.3g}" if per_second < 100 else f"{per_second:.0f}"
+
+
+def _written(text: str | None, tokens: Sequence[int]) -> Text:
+    """A text, or its tokens where nothing makes text of them."""
+    return Text(" ".join(map(str, tokens)) if text is None else text, overflow="fold")
+
+
+def _difference(found: Continuations) -> str:
+    if found.first_difference is None:
+        return "The same text"
+    count = len(found.reference.tokens)
+    said = f"The texts part at new token {found.first_difference + 1} of {count}"
+    if found.agreement is None:
+        return said
+    return f"{said}; after the float model's text, {100 * found.agreement:.3g} % of its tokens are taken"

@@ -30,6 +30,10 @@ class Options:
         frontier: folder for a handful of models from bold to cautious, beside the one that is chosen: NAME.1.onnx to
             NAME.5.onnx, where those of an earlier run are replaced; None: none.
         explain: whether to say where the error of the result comes from, and what would help.
+        generate: how many tokens the float model and the result both write, to be compared and timed; 0 for none.
+        prompt: what they continue; None: the first half of the first text of the data.
+        tokenizer: the tokenizer.json of the model, for a prompt or for data that holds tokens; that of text data serves
+            where none is named.
         providers: execution providers that validate; the first one is timed.
         memo: what was measured before: interrupted work goes on where it stopped, and later runs decide alike.
         progress: told what is going on.
@@ -45,6 +49,9 @@ class Options:
     keep_best: Path | None = None
     frontier: Path | None = None
     explain: bool = False
+    generate: int = 0
+    prompt: str | None = None
+    tokenizer: Path | None = None
     providers: tuple[str, ...] = (runtime.CPU,)
     memo: Memo = field(default_factory=_default_memo)
     progress: Progress = silent

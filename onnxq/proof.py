@@ -17,6 +17,7 @@ from onnxq.calibration.collect import Progress, silent, unmasked
 from onnxq.calibration.data import Data, mask_of
 from onnxq.channels import Factors
 from onnxq.comparison import Comparison, OutputProof, batch_size, paired
+from onnxq.continuation import Continuations
 from onnxq.graph import Graph, to_model, weight
 from onnxq.metric import Meter, Score, resolve
 from onnxq.numerics.affine import dequantize
@@ -92,6 +93,7 @@ class Proof(Record):
         speedup: median of the ratios of interleaved runs, float / quantized.
         batch: samples in the batch that was timed.
         score: what the quantized model loses by the metric of the contract; None on random data.
+        generation: what both models write after one prompt, if `validate` was asked for it.
     """
 
     data: str
@@ -113,6 +115,7 @@ class Proof(Record):
     speedup: float
     batch: int
     score: Score | None = None
+    generation: Continuations | None = None
 
     @property
     def cosine(self) -> float:
@@ -219,11 +222,10 @@ def profile(model: Path, provider: str, threads: int, feeds: Feeds) -> list[Kern
 
 def by_operator(kernels: Sequence[Kernel]) -> tuple[dict[str, int], dict[str, float]]:
     """Number and time of kernels by operator, the slowest first."""
-    counts, times = Counter(k.op for k in kernels), Counter[str]()
-    for kernel in kernels:
-        times[kernel.op] += kernel.microseconds  # type: ignore[assignment]
+    counts = Counter(kernel.op for kernel in kernels)
+    times = {op: sum(kernel.microseconds for kernel in kernels if kernel.op == op) for op in counts}
     order = sorted(counts, key=lambda op: (-times[op], op))
-    return {op: counts[op] for op in order}, {op: round(float(times[op]), 1) for op in order}
+    return {op: counts[op] for op in order}, {op: round(times[op], 1) for op in order}
 
 
 def disk_size(model: Path, graph: Graph) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnxq.build import Build
+from onnxq.continuation import Continuations
 from onnxq.contract import CLEARLY_SLOWER
 from onnxq.diagnosis.findings import Diagnosis
 from onnxq.plan import Plan, Record, Treatment
@@ -63,6 +64,7 @@ class Result(Record):
         frontier: models from bold to cautious, none of which another one beats in everything, if that was asked for.
         diagnosis: where the error of the quantized model comes from, if that was asked for; of the best one that was
             tried where none was written.
+        generation: what the float model and the one that was written write after one prompt, if that was asked for.
         kept: where the best model went that breaks the contract, if that was asked for.
     """
 
@@ -79,6 +81,7 @@ class Result(Record):
     calibrated: int = 0
     frontier: list[Point] = []
     diagnosis: Diagnosis | None = None
+    generation: Continuations | None = None
     kept: str | None = None
 
 

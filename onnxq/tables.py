@@ -17,6 +17,7 @@ from onnxq.contract import beside_limit, keeps, sentence
 
 if TYPE_CHECKING:
     from onnxq.comparison import OutputProof
+    from onnxq.continuation import Continuations
     from onnxq.inspection import Summary
     from onnxq.proof import FloatNode, LayerError, Proof
     from onnxq.recipe import Contract
@@ -285,6 +286,13 @@ def _conditions(proof: Proof) -> str:
     return f"{proof.provider}, {threads}, batch of {proof.batch}"
 
 
+def _texts(found: Continuations | None) -> list[RenderableType]:
+    """What both models write, if that was asked for."""
+    from onnxq.language_table import continuations  # which is made of the pieces above
+
+    return [] if found is None else [continuations(found), ""]
+
+
 # Documents
 
 
@@ -297,6 +305,7 @@ def result(model: Path, found: Result, contract: Contract) -> RenderableType:
     parts: list[RenderableType] = [head]
     if found.proof is not None:
         parts += ["", _before_and_after(found.proof), "", _accuracy(found.proof.outputs, found.random), ""]
+        parts += _texts(found.generation)
         rows += [*_score(found.proof, contract), *_proof_rows(found.proof)]
         rows.append(("Measured", _conditions(found.proof)))
     if found.frontier:
@@ -330,7 +339,8 @@ def proofs(
     for proof in found:
         rows = [*_score(proof, contract), *_proof_rows(proof), ("Data", proof.data)]
         head = _title(f"{candidate.name} on {_conditions(proof)}")
-        parts += [head, "", _before_and_after(proof), "", _accuracy(proof.outputs), "", _sheet(rows), ""]
+        parts += [head, "", _before_and_after(proof), "", _accuracy(proof.outputs), "", *_texts(proof.generation)]
+        parts += [_sheet(rows), ""]
     if not wanting:
         return Group(*parts, _title("Passed.", "bold green"))
     return Group(*parts, *(_title(reason, "bold red") for reason in wanting))

@@ -26,6 +26,7 @@ FLOORS = {
     "onnxq.diagnosis.*": 3,
     "onnxq.calibration.collect": 3,
     "onnxq.comparison": 3,
+    "onnxq.continuation": 3,
     "onnxq.contract": 3,
     "onnxq.diff": 3,
     "onnxq.evaluation": 3,

@@ -118,6 +118,11 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 def _tokenizer(file: str | None) -> Any:
     if file is None:
         raise DataError("Data 'text' needs the tokenizer of the model: text:FILE?tokenizer=tokenizer.json.")
+    return open_tokenizer(file)
+
+
+def open_tokenizer(file: str) -> Any:
+    """The `tokenizers.Tokenizer` in a tokenizer.json. Raises DataError."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
