@@ -130,7 +130,7 @@ def load_texts() -> tuple[list[str], list[str], list[str]]:
 
 
 def train_tokenizer(some: Sequence[str]) -> Tokenizer:
-    """Byte pairs with case and spaces; encoding puts START before a text."""
+    """Byte pairs with case and spaces; encoding puts START before a text and cuts it to what the model takes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -140,6 +140,7 @@ def train_tokenizer(some: Sequence[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(some, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[(START, 0)])
+    tokenizer.enable_truncation(SHAPE.positions)
     return tokenizer
 
 
@@ -401,6 +402,7 @@ def main() -> None:
     tokenizer.save(str(HERE / "decoder_tokenizer.json"), pretty=False)
     for name, some in (("calibration", calibration), ("test", test)):
         (HERE / f"decoder_{name}.txt").write_text("".join(f"{text}\n" for text in some), "utf-8")
+    tokenizer.no_truncation()
     encoded = [torch.tensor(tokenizer.encode(text).ids) for text in training]
     print(f"{len(training)} texts, {sum(map(len, encoded))} tokens")
     network = Decoder()
