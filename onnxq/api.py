@@ -97,13 +97,13 @@ def optimize(
             plans = plan_model(build, plan, calibration, [Path(path) for path in statistics], options)
         except Nothing as nothing:
             result = Frontier(options.frontier is not None).beside(give_up(str(nothing), build, delivery))
+            result = _written(result, prompt, build, delivery)
             return _explained(result, build, delivery) if options.explain else result
         with frontier(build, plans, delivery) as models:
             result = models.beside(deliver(build, plans, delivery))
         if options.explain:
             result = _explained(result, build, delivery)
-        if prompt is not None:
-            result = _written(result, prompt, build, delivery)
+        result = _written(result, prompt, build, delivery)
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
 
@@ -124,8 +124,10 @@ def _explained(result: Result, build: Build, delivery: Delivery) -> Result:
     return result.model_copy(update=changed)
 
 
-def _written(result: Result, prompt: Prompt, build: Build, delivery: Delivery) -> Result:
-    """The result that says what its model and the float model write after one prompt, or why that cannot be said."""
+def _written(result: Result, prompt: Prompt | None, build: Build, delivery: Delivery) -> Result:
+    """The result that says what its model and the float model write after the prompt, or why that cannot be said."""
+    if prompt is None:
+        return result
     if result.status != "optimized" or result.output is None:
         said = "the model is as it was." if result.status == "left alone" else "no model was written."
         return result.model_copy(update={"warnings": [*result.warnings, f"No texts were compared: {said}"]})

@@ -22,6 +22,7 @@ from onnxq.errors import DataError, RecipeError
 from onnxq.generation import Generation
 from onnxq.interface import Interface
 from onnxq.options import Options
+from onnxq.recipe import Override
 from onnxq.runtime import Session
 from tests.decoders import VOCABULARY, decoder
 from tests.onnx_text import read, serialize
@@ -238,3 +239,6 @@ def test_nothing_is_generated_where_nothing_was_written() -> None:
     result = package.optimize(model_of(), data=TEXTS, recipe=recipe, options=options)
     assert result.generation is None
     assert "No texts were compared: no model was written." in result.warnings
+    recipe = package.Recipe(mode="dynamic-int8", nodes={"*": Override(quantize=False)})
+    result = package.optimize("float.onnx", data=TEXTS, recipe=recipe, options=options)
+    assert result.warnings[-1] == "No texts were compared: the model is as it was."
