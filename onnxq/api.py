@@ -23,6 +23,7 @@ from onnxq.evaluation import Evaluation, check_single, evaluate_session
 from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
 from onnxq.inspection import Summary, has_scales, summarize
+from onnxq.memo import canonical
 from onnxq.metric import check
 from onnxq.modelfile import Source, check_output, load, replacing, save
 from onnxq.options import Options
@@ -32,6 +33,9 @@ from onnxq.planning import calibrate_graph, plan_model
 from onnxq.proof import Proof, by_operator, prove
 from onnxq.recipe import Contract, Mode, Recipe
 from onnxq.result import Result
+from onnxq.shelf import shelf_beside
+from onnxq.study import fingerprint
+from onnxq.version import __version__
 
 NAMELESS = Path("model.onnx")
 """What a model that is only in memory is called."""
@@ -74,7 +78,7 @@ def optimize(
     if plan and statistics:
         raise RecipeError("A plan holds its ranges already: give --plan or --statistics, not both.")
     source = load(model)
-    target = _target(model, output)
+    target = _target(model, output, (plan.recipe if plan else recipe or Recipe()).mode)
     _check_keep_best(model, target, options.keep_best)
     _check_frontier(model, source, target, options)
     wanted = plan.recipe if plan else recipe or Recipe()
@@ -82,7 +86,9 @@ def optimize(
     mode = choose_mode(wanted, feeds is not None, bool(plan or statistics)) if not has_scales(source) else "static-int8"
     check_choice("mixed-int8" if has_scales(source) else mode, plan, feeds is not None, options)
     build = Build(source.copy(), wanted, mode, progress=options.progress)
-    with _as_file(model, source) as reference, _named(model):
+    beside = target if source.files else None  # what fits into one file fits into memory
+    kept = shelf_beside(beside, _wishes(source, wanted, mode, feeds))
+    with _as_file(model, source) as reference, _named(model), kept as build.shelf:
         calibration, held = _split(feeds, options.samples, mode, build)
         if validation is not None:
             calibration = _at_most(feeds, options.samples) if feeds else None
@@ -91,6 +97,7 @@ def optimize(
         tested = held if held is not None else open_data("random", source.interface().inputs)
         prompt = find_prompt(options, tested, source.interface())
         seen = held is not None and held is calibration
+        build.calibration, build.threads = calibration, options.threads
         judged = plan is None and (wanted.mode in ("auto", "mixed-int8") or bool(wanted.contract.model_fields_set))
         delivery = Delivery((reference, source), target, tested, seen, judged, options)
         try:
@@ -106,6 +113,14 @@ def optimize(
         result = _written(result, prompt, build, delivery)
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
+
+
+def _wishes(source: Graph, recipe: Recipe, mode: Mode, data: Data | None) -> str:
+    """What rounded weights depend on, as text: files of the model, what is asked for, and the data."""
+    files = [(str(file), stat.st_size, stat.st_mtime_ns) for file in sorted(source.files) for stat in [file.stat()]]
+    nodes = [(node.name, node.op, [tensor.name for tensor in node.inputs]) for node in source.nodes]
+    known = None if data is None else fingerprint(data, {})
+    return canonical([__version__, mode, recipe.model_dump(mode="json"), files, nodes, known])
 
 
 def _explained(result: Result, build: Build, delivery: Delivery) -> Result:
@@ -161,11 +176,12 @@ def _at_most(feeds: Data, samples: int) -> Data:
     return feeds.split(samples)[0] if len(feeds) > samples else feeds
 
 
-def _target(model: Source, output: Path | str | None) -> Path | None:
+def _target(model: Source, output: Path | str | None, mode: Mode) -> Path | None:
     """Where to write. Raises OutputError where that cannot be."""
     if output is None and not isinstance(model, (str, Path)):
         return None
-    target = Path(output) if output is not None else Path(str(model)).with_suffix(".int8.onnx")
+    suffix = {"weight-int4": ".int4.onnx", "fp16": ".fp16.onnx"}.get(mode, ".int8.onnx")
+    target = Path(output) if output is not None else Path(str(model)).with_suffix(suffix)
     check_output(model, target)
     return target
 

@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 from onnxq import runtime
+from onnxq.blockwise import Work
 from onnxq.calibration.collect import Progress, silent
+from onnxq.calibration.data import Data
 from onnxq.channels import Factors, check_balance, divided
 from onnxq.errors import DataError, RecipeError, UnsupportedModel
-from onnxq.graph import Graph, is_constant, to_model, upgrade
+from onnxq.graph import Graph, is_constant, skeleton, upgrade
 from onnxq.layers import LAYERS
 from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, QUANTIZE
 from onnxq.pipeline import Context, Outcome, Pass, run
@@ -19,6 +22,7 @@ from onnxq.placement import Placement, embeddings, needed_opset, place, place_li
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import Mode, Recipe, matches
 from onnxq.rewrite import Change
+from onnxq.shelf import Shelf
 from onnxq.spec import Fact, has_integer_operators
 from onnxq.targets import TARGETS
 
@@ -50,6 +54,9 @@ class Build:
         warnings: what a careful person would want to know.
         seconds: time by stage.
         factors: what the channels of inner tensors were divided by, to compare them with those of the float model.
+        shelf: weights that were rounded.
+        calibration: what weights are rounded with; None where there is no data.
+        threads: of the runtime.
         progress: told what is going on.
     """
 
@@ -61,12 +68,15 @@ class Build:
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     factors: dict[str, Factors] = field(default_factory=dict)
+    shelf: Shelf = field(default_factory=Shelf)
+    calibration: Data | None = None
+    threads: int = 0
     progress: Progress = silent
 
     @property
     def context(self) -> Context:
         """What passes may read."""
-        return Context(TARGETS[self.recipe.target], self.plan)
+        return Context(TARGETS[self.recipe.target], self.plan, self.shelf)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -131,7 +141,7 @@ def choose_mode(recipe: Recipe, data: bool, known: bool) -> Mode:
 def typed(graph: Graph) -> Graph:
     """The graph with the element types and shapes that the runtime infers; shape inference never fails for good."""
     names = [name for name, tensor in graph.tensors().items() if not is_constant(tensor) and tensor.inputs]
-    model = to_model(graph, extra_outputs=names).SerializeToString()
+    model = skeleton(graph, names).SerializeToString()
     graph.annotate(runtime.tensor_types(model, graph.folder))
     return graph
 
@@ -172,7 +182,7 @@ def place_graph(build: Build, spared: Mapping[str, str] | None = None) -> Placem
         placement = place(graph, build.context.target, recipe, spared, stems=measured)
     else:
         treatment = Treatment.DYNAMIC if build.mode == "dynamic-int8" else Treatment.WEIGHT
-        placement = place_linear(graph, recipe, treatment)
+        placement = place_linear(graph, recipe, treatment, 4 if build.mode == "weight-int4" else 8)
     placement.nodes.update(embeddings(graph, recipe))
     return placement
 
@@ -211,11 +221,27 @@ def follow_plan(build: Build, plan: Plan) -> None:
 def quantize(build: Build) -> None:
     """Write the plan into the graph, and fold it where the recipe wants integer operators."""
     assert build.plan is not None
+    build.shelf = build.shelf.under(sha256(build.plan.deeds.encode()).hexdigest())
     with build.stage("quantize"):
         build.factors = divided(build.graph, build.plan.balance)
-        build.apply((*BALANCE, *QUANTIZE), GIVEN)
+        build.apply(BALANCE, GIVEN)
+        exact = build.graph
+        build.apply(QUANTIZE, GIVEN)
         if build.recipe.format == "integer":
             build.apply(FOLD, GIVEN | {Fact.QDQ})
+    if build.mode in ("weight-int8", "weight-int4"):
+        with build.stage("round"):
+            round_weights(build, exact)
+
+
+def round_weights(build: Build, exact: Graph) -> None:
+    """Round what is stored in blocks: with data one layer after the other, else each weight for itself."""
+    assert build.plan is not None
+    work = Work(exact, build.graph, build.plan, build.shelf, build.calibration, build.threads, build.progress)
+    for name in work.run():
+        build.warnings.append(
+            f"'{name}' runs with accuracy level 0: rounding what it reads to 8 bits would cost more than its weight."
+        )
 
 
 def fold_existing(build: Build) -> None:

@@ -67,6 +67,10 @@ def optimize(
     symmetric: flags.Symmetric = None,
     weights: flags.Weights = None,
     per_channel: flags.PerChannel = None,
+    method: flags.RoundingMethod = None,
+    fit: flags.Fit = None,
+    block_size: flags.BlockSize = None,
+    bits: flags.Bits = None,
     balance: flags.Balance = None,
     keep_float: flags.KeepFloat = None,
     plan: flags.PlanFile = None,
@@ -102,16 +106,18 @@ def optimize(
     from onnxq.plan import read_plan
 
     limits = {"metric": metric, "max_drop": max_drop, "min_speedup": min_speedup, "max_size": max_size}
-    wishes = {
+    blocks = {"method": method, "fit": fit, "block_size": flags.block_size_of(block_size), "bits": bits}
+    wishes: dict[str, Any] = {
         "target": target,
         "format": format,
         "least_sqnr": least_sqnr,
         "balance": balance,
-        "activation": {"format": activations, "symmetric": symmetric, "range": range_rule, "percent": percent},
-        "weight": {"format": weights, "per_channel": per_channel},
+        "activation": {"format": activations, "range": range_rule, "percent": percent},
+        "weight": {"format": weights, "per_channel": per_channel, **blocks},
         "contract": limits,
         "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},
     }
+    wishes["weight" if recipe in flags.WEIGHT_ONLY else "activation"]["symmetric"] = symmetric
     if plan is not None and (recipe is not None or flags.given(wishes)):
         raise RecipeError("--plan brings its own recipe. Leave out --recipe and its flags, or edit the plan.")
     if not check and (flags.given(limits) or keep_best is not None):

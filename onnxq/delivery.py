@@ -160,7 +160,8 @@ def _key(file: Path, delivery: Delivery) -> dict[str, JSON]:
 def _proof(build: Build, file: Path, delivery: Delivery) -> Proof | None:
     options = delivery.options
     if not options.check:
-        runtime.Session(file, threads=options.threads)  # what the runtime refuses is not written
+        if not build.graph.files:  # what lies outside may be larger than memory
+            runtime.Session(file, threads=options.threads)  # what the runtime refuses is not written
         return None
     plan, made = "" if build.plan is None else build.plan.to_json(), load(file)
     if plan not in delivery.proofs:

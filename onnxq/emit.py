@@ -17,6 +17,9 @@ from onnxq.tensors import Array, Constant, Node, Stored, bodies, declared, is_co
 if TYPE_CHECKING:
     from onnxq.graph import Graph
 
+LARGE = 1 << 14
+"""Bytes from which on a weight is taken for one whose values no shape depends on."""
+
 Keep = Callable[[Constant], TensorProto]
 """How a weight is written: returns the TensorProto that stands for it."""
 
@@ -25,7 +28,7 @@ def embed(constant: Constant) -> TensorProto:
     """The weight inside the model; what is stored outside stays a reference."""
     values = constant._values
     if not isinstance(values, Stored):
-        return onnx.numpy_helper.from_array(np.asarray(values), constant.name)
+        return onnx.numpy_helper.from_array(weight(constant), constant.name)
     if values.tensor.name == constant.name:
         return values.tensor
     renamed = TensorProto()
@@ -34,12 +37,18 @@ def embed(constant: Constant) -> TensorProto:
     return renamed
 
 
-def to_model(graph: Graph, keep: Keep = embed, extra_outputs: Iterable[str] = ()) -> ModelProto:
+def to_model(
+    graph: Graph,
+    keep: Keep = embed,
+    extra_outputs: Iterable[str] = (),
+    weights: Iterable[Constant] | None = None,
+) -> ModelProto:
     """The graph as a model. `extra_outputs` makes inner tensors visible, for calibration and for validation."""
     model = ModelProto()
     model.CopyFrom(graph.shell)
     model.graph.node.extend(to_node(node) for node in graph.nodes)
-    model.graph.initializer.extend(keep(tensor) for tensor in sorted(graph.weights(), key=lambda t: t.name))
+    stored = graph.weights() if weights is None else weights
+    model.graph.initializer.extend(keep(tensor) for tensor in sorted(stored, key=lambda t: t.name))
     del model.graph.input[:]
     wanted = {tensor.name for tensor in graph.inputs}
     model.graph.input.extend(info for info in graph.shell.graph.input if info.name in wanted)
@@ -50,6 +59,15 @@ def to_model(graph: Graph, keep: Keep = embed, extra_outputs: Iterable[str] = ()
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in shown)
     _stamp(model, graph)
     return model
+
+
+def skeleton(graph: Graph, extra_outputs: Iterable[str]) -> ModelProto:
+    """The graph without its large weights, which are inputs here: enough to tell the types of all tensors."""
+    large = {t.name: t for t in graph.weights() if t._values.dtype.kind in "fu" and t._values.nbytes > LARGE}
+    kept = [tensor for tensor in graph.weights() if tensor.name not in large]
+    model = to_model(graph, extra_outputs=extra_outputs, weights=kept)
+    specs = [TensorSpec(name, t._values.dtype, tuple(t._values.shape)) for name, t in sorted(large.items())]
+    return with_inputs(model, specs)
 
 
 def with_inputs(shell: ModelProto, specs: Iterable[TensorSpec]) -> ModelProto:

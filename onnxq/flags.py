@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from onnxq.memo import Memo
     from onnxq.recipe import Recipe
 
-MODES = ("auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8")
+MODES = ("auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8", "weight-int4", "fp16")
 """What `--recipe` takes by name; anything else is a file."""
+
+WEIGHT_ONLY = ("weight-int8", "weight-int4")
+"""Those that store weights in blocks."""
 
 SOURCE = "SOURCE"
 DATA, RECIPE, CONTRACT, PROOF, RESULT = "Data", "Recipe", "Contract", "Proof", "Result"  # the panels of --help
@@ -117,8 +120,8 @@ RecipeName = Annotated[
         metavar="NAME|FILE",
         rich_help_panel=RECIPE,
         help="auto (default: mixed-int8 with data, dynamic-int8 without), mixed-int8 (each layer static, dynamic or "
-        "float, by measured noise and time), static-int8, dynamic-int8, weight-int8, or a .toml file; flags override "
-        "the file.",
+        "float, by measured noise and time), static-int8, dynamic-int8, weight-int8, weight-int4, fp16, or a .toml "
+        "file; flags override the file.",
         show_default=False,
     ),
 ]
@@ -185,7 +188,8 @@ Symmetric = Annotated[
     typer.Option(
         "--symmetric/--affine",
         rich_help_panel=RECIPE,
-        help="Whether 0 lies in the middle of the range of an activation; affine is the default.",
+        help="Whether 0 lies in the middle of the range of an activation, or of a weight for weight-int8 and "
+        "weight-int4; affine is the default.",
         show_default=False,
     ),
 ]
@@ -196,6 +200,47 @@ Weights = Annotated[
         metavar="TYPE",
         rich_help_panel=RECIPE,
         help="The type of weights: int8 (default) or uint8.",
+        show_default=False,
+    ),
+]
+RoundingMethod = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        rich_help_panel=RECIPE,
+        help="How weight-int8 and weight-int4 round: rtn (to nearest, on grids with the least squared error), hqq, "
+        "awq, gptq, or auto (default: gptq with data, rtn without).",
+        show_default=False,
+    ),
+]
+Fit = Annotated[
+    bool | None,
+    typer.Option(
+        "--fit/--no-fit",
+        rich_help_panel=RECIPE,
+        help="Whether rtn fits its grids (default), or just covers the range of a block, several times as quickly.",
+        show_default=False,
+    ),
+]
+BlockSize = Annotated[
+    str | None,
+    typer.Option(
+        "--block-size",
+        metavar="N",
+        rich_help_panel=RECIPE,
+        help="Weights that share a scale for weight-int8 and weight-int4: 16, 32 (default), 64, 128, 256 or channel. "
+        "Larger is smaller and faster, and less accurate.",
+        show_default=False,
+    ),
+]
+Bits = Annotated[
+    float | None,
+    typer.Option(
+        "--bits",
+        metavar="B",
+        rich_help_panel=RECIPE,
+        help="Of weights on average, like 4.5: the layers that need it most get 8 bits, the others 4.",
         show_default=False,
     ),
 ]
@@ -506,10 +551,21 @@ def make_wish(name: str | None, flags: Mapping[str, Any]) -> Recipe:
     else:
         base = read_recipe(Path(name)).model_dump(exclude_unset=True)
     recipe = make_recipe(_merged(base, given(flags)))
+    if recipe.mode not in WEIGHT_ONLY:
+        asked = flags.get("weight", {})
+        for flag in [flag for flag in ("method", "fit", "block_size", "bits") if asked.get(flag) is not None]:
+            raise RecipeError(
+                f"--{flag.replace('_', '-')} has no effect on {recipe.mode}. Add --recipe {' or '.join(WEIGHT_ONLY)}."
+            )
     rules = {recipe.activation.range, *(wish.range for wish in recipe.nodes.values())}
     if flags.get("activation", {}).get("percent") is not None and not rules & {"percentile", "auto"}:
         raise RecipeError(f"--percent has no effect on --range {recipe.activation.range}. Add --range percentile.")
     return recipe
+
+
+def block_size_of(text: str | None) -> int | str | None:
+    """A number where it is one; what else is allowed, the recipe knows."""
+    return int(text) if text is not None and text.isdigit() else text
 
 
 def given(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnxq.emit import branch, embed, evaluate, to_model, with_inputs
+from onnxq.emit import branch, embed, evaluate, skeleton, to_model, with_inputs
 from onnxq.errors import ModelError, UnsupportedModel
 from onnxq.interface import Dimension, Interface, TensorSpec
 from onnxq.parse import body_names, check_names, check_sources, make_node, node_names, produced_names, shell_of
 from onnxq.tensors import (
     Array,
     Constant,
+    Later,
     Node,
     Stored,
     Tensor,
@@ -47,6 +48,7 @@ __all__ = [
     "Array",
     "Constant",
     "Graph",
+    "Later",
     "Node",
     "Stored",
     "Tensor",
@@ -61,6 +63,7 @@ __all__ = [
     "is_external",
     "read_tensor",
     "reads",
+    "skeleton",
     "stored_value",
     "to_model",
     "upgrade",

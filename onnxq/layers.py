@@ -7,6 +7,7 @@ Conv -> Clip(0, 6)         one convolution
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,13 @@ from onnxq.graph import Graph, Node, Tensor, is_constant, weight
 
 LAYERS = frozenset({"Conv", "MatMul", "Gemm"})
 """Operators that are a layer where their weight is a constant."""
+
+
+Types = tuple[type[np.floating[Any]], ...]
+SINGLE: Types = (np.float32,)
+"""The type of weights that become integers together with what they are multiplied with."""
+WIDE: Types = (np.float32, np.float16)
+"""The types of weights that are stored in integers alone."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,8 @@ def only_reader(graph: Graph, tensor: Tensor) -> Node | None:
     return tensor.outputs[0] if len(tensor.outputs) == 1 and not graph.kept(tensor) else None
 
 
-def weight_obstacle(node: Node) -> str | None:
-    """Why this operator is no layer with a weight that can be quantized; None where it is one."""
+def weight_obstacle(node: Node, types: Types = SINGLE) -> str | None:
+    """Why this operator is no layer with a weight of these types that can be quantized; None where it is one."""
     if node.op not in LAYERS or (node.domain or ""):
         return f"{node.op} is no layer with a weight."
     data, kernel = node.inputs[0], node.inputs[1]
@@ -90,8 +98,8 @@ def weight_obstacle(node: Node) -> str | None:
         return "It multiplies two activations; in integers that saves no time and adds noise."
     if is_constant(data):
         return "Both operands are constants."
-    if kernel.dtype != np.float32:
-        return f"Its weight is {kernel.dtype}, not float32."
+    if kernel.dtype not in types:
+        return f"Its weight is {kernel.dtype}, not {' or '.join(str(np.dtype(kind)) for kind in types)}."
     rank = len(kernel.shape or ())
     if node.op != "Conv" and rank != 2:
         return f"Its weight has {rank} axes; integer kernels want 2."
@@ -119,12 +127,12 @@ def _is_bias(tensor: Tensor, columns: int, rank: int) -> bool:
     """Whether this is one number for each column, with no more axes than what it is added to."""
     shape = tuple(tensor.shape or ())
     row = shape[-1:] == (columns,) and set(shape[:-1]) <= {1} and len(shape) <= max(rank, 1)
-    return is_constant(tensor) and tensor.dtype == np.float32 and row
+    return is_constant(tensor) and tensor.dtype in WIDE and row
 
 
-def layer_of(graph: Graph, node: Node, absorbed: frozenset[str]) -> Layer | str:
-    """The layer around an operator, or the sentence why it is none."""
-    obstacle = weight_obstacle(node)
+def layer_of(graph: Graph, node: Node, absorbed: frozenset[str], types: Types = SINGLE) -> Layer | str:
+    """The layer around an operator, with a weight of one of these types, or the sentence why it is none."""
+    obstacle = weight_obstacle(node, types)
     if obstacle is not None:
         return obstacle
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None

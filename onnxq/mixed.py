@@ -184,7 +184,5 @@ def measure_forms(study: Study, forms: Forms, options: Options) -> tuple[dict[st
 def linear_plan(study: Study, form: str) -> Plan:
     """The plan that puts every linear layer in a form that needs no ranges."""
     treatment = Treatment.WEIGHT if form in BITS else Treatment(form)
-    placement = place_linear(study.build.graph, study.recipe, treatment)
-    bits = {name: plan.model_copy(update={"bits": BITS.get(form, 8)}) for name, plan in placement.nodes.items()}
-    placement.nodes.update(bits)
+    placement = place_linear(study.build.graph, study.recipe, treatment, BITS.get(form, 8))
     return decide(placement, {}, study.recipe, study.build.context.target)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from onnxq.errors import ModelError, OutputError
-from onnxq.graph import Constant, Graph, Stored, embed, from_model, is_external, to_model
+from onnxq.graph import Constant, Graph, Later, Stored, embed, from_model, is_external, to_model
 from onnxq.wellformed import check_tensors, resolve_external
 
 EMBEDDED_LIMIT = 1_900_000_000
@@ -183,10 +183,9 @@ class DataFile:
     def __call__(self, constant: Constant) -> TensorProto:
         """The TensorProto that stands for the weight in the model."""
         values = constant._values
-        stored = values if isinstance(values, Stored) else Stored(embed(constant), None)
-        kind = stored.tensor.data_type
-        made = TensorProto(name=constant.name, data_type=kind, dims=stored.tensor.dims)
-        if kind == TensorProto.STRING:  # ONNX keeps strings in the model
+        stored = values if isinstance(values, (Stored, Later)) else Stored(embed(constant), None)
+        made = TensorProto(name=constant.name, data_type=stored.kind, dims=stored.shape)
+        if stored.kind == TensorProto.STRING:  # ONNX keeps strings in the model
             return embed(constant)
         if stored.nbytes < OUTSIDE_LIMIT:
             made.raw_data = bytes(stored.raw())

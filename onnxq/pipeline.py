@@ -11,6 +11,7 @@ from onnxq.errors import RecipeError
 from onnxq.graph import Graph
 from onnxq.plan import Plan
 from onnxq.rewrite import Change
+from onnxq.shelf import Shelf
 from onnxq.spec import Fact, broken
 from onnxq.targets.table import Target
 
@@ -49,10 +50,12 @@ class Context:
     Attributes:
         target: what the execution provider runs as integers.
         plan: the decisions; None before there are any.
+        shelf: weights that were rounded with data; others are rounded when they are written.
     """
 
     target: Target
     plan: Plan | None = None
+    shelf: Shelf = field(default_factory=Shelf)
 
 
 class Pass(Protocol):

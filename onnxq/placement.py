@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from onnxq.graph import Graph, Node, Tensor, is_constant
-from onnxq.layers import LAYERS, Layer, is_masking, layer_of, only_reader, pads_with_zeros
+from onnxq.layers import LAYERS, SINGLE, WIDE, Layer, is_masking, layer_of, only_reader, pads_with_zeros
 from onnxq.plan import NodePlan, Treatment
 from onnxq.recipe import Mode, Recipe
 from onnxq.targets import Target
@@ -236,13 +237,14 @@ def _root(name: str, takes: Mapping[str, str]) -> str:
     return name
 
 
-def place_linear(graph: Graph, recipe: Recipe, treatment: Treatment) -> Placement:
+def place_linear(graph: Graph, recipe: Recipe, treatment: Treatment, bits: Literal[4, 8] = 8) -> Placement:
     """Only linear layers, for recipes that need no data: dynamic activations, or integer weights alone."""
     nodes: dict[str, NodePlan] = {}
+    types = WIDE if treatment is Treatment.WEIGHT else SINGLE
     for node in graph.nodes:
         if node.op not in LAYERS or (node.domain or ""):
             continue
-        layer = layer_of(graph, node, frozenset())
+        layer = layer_of(graph, node, frozenset(), types)
         wish = recipe.override(node.name, node.op)
         if not wish.quantize:
             reason, decision = "The recipe keeps it in float.", Treatment.FLOAT
@@ -253,7 +255,8 @@ def place_linear(graph: Graph, recipe: Recipe, treatment: Treatment) -> Placemen
         else:
             reason, decision = "Linear layer with a constant weight.", treatment
         per_channel = recipe.weight.per_channel if wish.per_channel is None else wish.per_channel
-        nodes[node.name] = NodePlan(op=node.op, treatment=decision, reason=reason, per_channel=per_channel)
+        plan = NodePlan(op=node.op, treatment=decision, reason=reason, per_channel=per_channel, bits=bits)
+        nodes[node.name] = plan
     return Placement(nodes, {}, {}, {}, masked_sums(graph, recipe))
 
 
@@ -267,14 +270,14 @@ NO_DYNAMIC_CONV = "Without data a convolution stays float: ConvInteger and dequa
 
 
 def embeddings(graph: Graph, recipe: Recipe) -> dict[str, NodePlan]:
-    """Lookup tables that are worth 8 bits: two axes, float32, at least 16 Ki numbers, read by Gather alone."""
+    """Lookup tables that are worth 8 bits: two axes, floats, at least 16 Ki numbers, read by Gather alone."""
     plans: dict[str, NodePlan] = {}
     for node in graph.nodes:
         if node.op != "Gather" or not recipe.weight.embeddings or not is_constant(node.inputs[0]):
             continue
         table = node.inputs[0]
         size = int(np.prod([int(s) for s in table.shape or ()]))  # type: ignore[arg-type]
-        if table.dtype != np.float32 or len(table.shape or ()) != 2 or size < 1 << 14 or node.attrs.get("axis", 0):
+        if table.dtype not in WIDE or len(table.shape or ()) != 2 or size < 1 << 14 or node.attrs.get("axis", 0):
             continue
         if not recipe.override(node.name, node.op).quantize:
             continue

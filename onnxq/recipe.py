@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from onnxq.errors import RecipeError
 from onnxq.quantities import bytes_of, share_of
 
-Mode = Literal["auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8"]
+Mode = Literal["auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8", "weight-int4", "fp16"]
+Method = Literal["auto", "rtn", "hqq", "awq", "gptq"]
 RangeRule = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
 ActivationFormat = Literal["uint8", "int8"]
 WeightFormat = Literal["int8", "uint8"]
@@ -61,22 +62,46 @@ class Weight(Settings):
 
     Attributes:
         format: 8 bits, signed or unsigned.
-        symmetric: whether the zero point is the middle of the format.
+        symmetric: whether the zero point is the middle of the format; None: for all weights but those in blocks.
         per_channel: one scale for each output channel, or one for the whole weight.
         correct_bias: whether biases make up for the mean error of rounded weights, from calibration data.
         rounding: `nearest`, or `auto`: so that the errors of a static layer's inputs cancel at its output where that
             was measured to pay; needs data.
         embeddings: whether embedding tables (Gather) are stored in 8 bits.
-        block_size: weights that share a scale along the reduced axis; for `weight-int8` alone.
+        block_size: inputs of an output that share a scale where the weight alone is stored in integers; `channel` is
+            all of them.
+        bits: of such weights on average, from 4 to 8: between them, the layers that need it most get 8. None: as the
+            recipe's name says.
+        method: how such weights are rounded. rtn: to the nearest, on grids with the least squared error; hqq: likewise,
+            with the least sum of errors to the power 0.7; awq: channels that matter are scaled up before; gptq: so
+            that errors cancel, layer after layer. `auto`: gptq where there is data, rtn where there is none.
+        fit: whether the grids of rtn are fitted, or just cover the range of their block, which is much quicker.
     """
 
     format: WeightFormat = "int8"
-    symmetric: bool = True
+    symmetric: bool | None = None
     per_channel: bool = True
     correct_bias: bool = True
     rounding: Literal["nearest", "auto"] = "auto"
     embeddings: bool = True
-    block_size: Literal[16, 32, 64, 128, 256] = 32
+    block_size: Literal[16, 32, 64, 128, 256, "channel"] = 32
+    bits: float | None = Field(default=None, ge=4, le=8)
+    method: Method = "auto"
+    fit: bool = True
+
+    @property
+    def centred(self) -> bool:
+        """Whether the zero point of 8-bit weights is the middle of the format."""
+        return self.symmetric is not False
+
+    @property
+    def blocks_centred(self) -> bool:
+        """The same for weights in blocks."""
+        return self.symmetric is True
+
+    def block(self, inputs: int) -> int:
+        """Inputs that share a scale, of so many: always a power of 2."""
+        return self.block_size if self.block_size != "channel" else max(16, 1 << (inputs - 1).bit_length())
 
 
 class Contract(Settings):
@@ -151,8 +176,8 @@ class Recipe(Settings):
 
     Attributes:
         mode: static (weights and activations, needs data), dynamic (activations at run time, needs no data),
-            weight-only, mixed (static, dynamic or float for each layer, by measured noise and time), or `auto`:
-            mixed where there is data, dynamic where there is none.
+            weight-only in 8 or 4 bits, fp16 (floats of half the size), mixed (static, dynamic or float for each layer,
+            by measured noise and time), or `auto`: mixed where there is data, dynamic where there is none.
         target: the execution provider to build for.
         least_sqnr: signal to quantization noise, in dB, that static outputs should keep; where they do not, the layers
             that cause most of the noise stay in float, a tenth of all layers at most (or two). 0 turns this off.

@@ -112,7 +112,7 @@ def make_result(
         name: [(c.node, c.op, c.done, c.reason) for c in found] for name, found in build.changes.items() if found
     }
     warnings = list(build.warnings)
-    if random:
+    if random and proof is not None:
         warnings.append("Validated on random numbers: the accuracy says little. Give --data for a proof.")
     if proof is not None and proof.speedup < CLEARLY_SLOWER and build.mode != "weight-int8":
         warnings.append(f"Slower than the float model on this machine: {proof.speedup:.2f} times its speed.")

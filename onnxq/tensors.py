@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ class Stored(LazyValues):  # type: ignore[misc]
 
     def __init__(self, tensor: TensorProto, folder: Path | None) -> None:
         self.tensor, self.folder = tensor, folder
-        self.shape = tuple(tensor.dims)
+        self.shape, self.kind = tuple(tensor.dims), tensor.data_type
         self.dtype = element_type(tensor.data_type)
 
     @property
@@ -145,6 +145,29 @@ class Stored(LazyValues):  # type: ignore[misc]
         return onnx.numpy_helper.to_array(embedded)
 
 
+class Later(LazyValues):  # type: ignore[misc]
+    """A handle to values that are computed when they are read, and not kept."""
+
+    def __init__(self, shape: Sequence[int], dtype: np.dtype, make: Callable[[], Array]) -> None:
+        self.shape, self.dtype, self._make = tuple(shape), np.dtype(dtype), make
+        self.kind = onnx.helper.np_dtype_to_tensor_dtype(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def raw(self) -> memoryview:
+        """The bytes of the values."""
+        return np.ascontiguousarray(self.load()).reshape(-1).view(np.uint8).data
+
+    def load(self) -> Array:
+        """The values."""
+        values = self._make()
+        assert (values.shape, values.dtype) == (self.shape, self.dtype), "A handle promised something else."
+        return values
+
+
 def element_type(code: int) -> np.dtype:
     """The NumPy type of an ONNX element type; `object` for strings and for types that NumPy lacks."""
     try:
@@ -158,7 +181,7 @@ def weight(tensor: Tensor) -> Array:
     if not isinstance(tensor, Constant):
         raise TypeError(f"Tensor '{tensor.name}' is no constant.")
     values = tensor._values
-    return values.load() if isinstance(values, Stored) else np.asarray(values)
+    return values.load() if isinstance(values, (Stored, Later)) else np.asarray(values)
 
 
 def is_constant(tensor: Tensor) -> bool:

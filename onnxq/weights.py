@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.calibration.statistics import channel_axis
-from onnxq.errors import RecipeError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.graph import Array, Node, weight
 from onnxq.layers import Layer, weight_axis
 from onnxq.numerics.affine import QuantizedWeight, dequantize, quantize, quantize_weight
 from onnxq.numerics.bias import mean_error
 from onnxq.numerics.formats import FORMATS, IntegerArray
+from onnxq.numerics.rounding.blocks import Blocked, block_round
+from onnxq.numerics.rounding.blocks import Method as BlockMethod
 from onnxq.recipe import Weight
 
 
@@ -34,11 +36,11 @@ def rounded_weight(layer: Layer, settings: Weight, per_channel: bool, rounding: 
     """
     axis = weight_axis(layer.node) if per_channel else None
     form = FORMATS[settings.format]
-    nearest = quantize_weight(weight(layer.node.inputs[1]), form, axis=axis, symmetric=settings.symmetric)
+    nearest = quantize_weight(weight(layer.node.inputs[1]), form, axis=axis, symmetric=settings.centred)
     if not rounding:
         return nearest
     moved = _read(rounding, nearest.values.size)
-    integers = form.narrow if settings.symmetric else form
+    integers = form.narrow if settings.centred else form
     # what goes past the format wraps around, and an overflow by one ends outside of the narrow format
     values = None if moved is None else nearest.values + moved.view(form.dtype).reshape(nearest.values.shape)
     if values is None or not integers.qmin <= values.min() <= values.max() <= integers.qmax:
@@ -73,29 +75,49 @@ def _read(text: str, size: int) -> NDArray[np.int8] | None:
     return np.frombuffer(raw, np.int8) if len(raw) == size and unpacker.eof else None
 
 
-def blocked_weight(layer: Layer, bits: int, block: int) -> QuantizedWeight:
+def blocked_weight(layer: Layer, settings: Weight, bits: int, importance: Array | None = None) -> Blocked:
     """The weight of a linear layer with a scale for each block of inputs, as `MatMulNBits` stores it.
 
     Args:
         layer: the layer, with its float weight.
+        settings: what the recipe says about weights.
         bits: 8 or 4.
-        block: inputs that share a scale; the last block is filled up with zeros.
+        importance: the mean square of each input, where it is known.
 
-    Returns:
-        Unsigned integers (outputs, blocks, block) around the middle of their format, scales (outputs * blocks,).
+    Raises:
+        ModelError: the weight is not finite.
     """
-    values = as_matrix(layer, weight(layer.weight))
-    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % block))).reshape(-1, block)
-    found = quantize_weight(padded, FORMATS[f"uint{bits}"], axis=0, symmetric=True)
-    return replace(found, values=found.values.reshape(len(values), -1, block))
+    values = as_matrix(layer, weight(layer.weight)).T
+    method: BlockMethod = "hqq" if settings.method == "hqq" else "mse" if settings.fit else "rtn"
+    block, symmetric = settings.block(len(values)), settings.blocks_centred
+    try:
+        return block_round(values, bits=bits, block=block, symmetric=symmetric, method=method, importance=importance)
+    except ValueError as error:
+        raise ModelError(f"Weight '{layer.weight.name}': {error}") from None
 
 
-def seen_blocks(layer: Layer, found: QuantizedWeight) -> Array:
+def blocked_bytes(settings: Weight, bits: int, inputs: int, outputs: int) -> int:
+    """What a weight takes in blocks, of which the last one is filled up; each has a scale, and perhaps a zero point."""
+    block = settings.block(inputs)
+    blocks = -(-inputs // block)
+    zeros = 0 if settings.blocks_centred else -(-blocks * bits // 8)
+    return outputs * (blocks * (block * bits // 8 + 4) + zeros)
+
+
+def seen_blocks(layer: Layer, found: Blocked) -> Array:
     """The weight as a layer sees it whose weight is in blocks; shaped like the weight."""
-    outputs, inputs = as_matrix(layer, weight(layer.weight)).shape
-    flat = found.values.reshape(len(found.scale), -1)
-    rounded = dequantize(flat, found.scale, found.zero_point, 0).reshape(outputs, -1)[:, :inputs]
-    return rounded if _by_rows(layer.node) else np.ascontiguousarray(rounded.T)
+    return found.seen() if _by_rows(layer.node) else np.ascontiguousarray(found.seen().T)
+
+
+def shelf_name(layer: Layer, bits: int) -> str:
+    """What the weight of a layer is called on a shelf: layers that share a weight share what becomes of it."""
+    return f"{layer.weight.name}|{'rows' if _by_rows(layer.node) else 'columns'}|{bits}"
+
+
+def matrix_shape(layer: Layer) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer."""
+    first, second = (int(size) for size in layer.weight.shape or ())  # type: ignore[arg-type]
+    return (first, second) if _by_rows(layer.node) else (second, first)
 
 
 def as_matrix(layer: Layer, values: Array) -> Array:

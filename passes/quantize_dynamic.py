@@ -82,7 +82,7 @@ def _stored_weight(
         if transposed:
             values = np.ascontiguousarray(values.T)
         axis = 1 if per_channel else None
-        found = quantize_weight(values, FORMATS[settings.format], axis=axis, symmetric=settings.symmetric)
+        found = quantize_weight(values, FORMATS[settings.format], axis=axis, symmetric=settings.centred)
         zero_point = graph.constant(f"{name}_zero_point", found.zero_point) if found.zero_point.any() else None
         known[key] = [
             graph.constant(f"{name}_quantized", found.values),

@@ -8,16 +8,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Graph, Node, Tensor, weight
-from onnxq.numerics.affine import quantize_weight
+from onnxq.graph import Array, Constant, Graph, Later, Node, Tensor, weight
+from onnxq.numerics.affine import QuantizedWeight, quantize_weight
 from onnxq.numerics.formats import INT8
 from onnxq.pipeline import Context, Lossy, Promise
 from onnxq.plan import Treatment
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
 
-FLOAT = 1
-"""The element type of float32 in ONNX."""
+FLOAT, FLOAT16 = 1, 10
+"""Element types in ONNX."""
+
+PART = 1 << 22
+"""Numbers of a table that are rounded at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,37 @@ class QuantizeEmbeddings:
 
 
 def _store(graph: Graph, table: Tensor) -> tuple[Tensor, Tensor]:
-    found = quantize_weight(weight(table), INT8, axis=0)
+    """Integers and scales of the rows; they are computed when they are read, a part of the table at a time."""
+    rows, width = (int(size) for size in table.shape or ())  # type: ignore[arg-type]
+    kind = np.dtype(table.dtype)
+
+    def parts() -> Iterator[tuple[slice, QuantizedWeight]]:
+        values = weight(table)
+        for start in range(0, rows, max(1, PART // width)):
+            part = slice(start, start + max(1, PART // width))
+            yield part, quantize_weight(values[part], INT8, axis=0)
+
+    def integers() -> Array:
+        found = np.empty((rows, width), np.int8)
+        for part, rounded in parts():
+            found[part] = rounded.values
+        return found
+
+    def scales() -> Array:
+        return np.concatenate([rounded.scale for _, rounded in parts()]).reshape(-1, 1).astype(kind)
+
     return (
-        graph.constant(f"{table.name}_quantized", found.values),
-        graph.constant(f"{table.name}_scale", found.scale.reshape(-1, 1).astype(np.float32)),
+        Constant(graph.fresh(f"{table.name}_quantized"), Later((rows, width), np.dtype(np.int8), integers)),
+        Constant(graph.fresh(f"{table.name}_scale"), Later((rows, 1), kind, scales)),
     )
 
 
 def _replace(graph: Graph, node: Node, values: Tensor, scales: Tensor) -> None:
     name, ids, output, attributes = node.name, node.inputs[1], node.outputs[0], dict(node.attrs)
+    to = FLOAT16 if scales.dtype == np.float16 else FLOAT
     graph.remove(node)
     rows, floats, factor = (graph.variable(f"{output.name}_{part}") for part in ("quantized", "unscaled", "scale"))
     graph.add("Gather", [values, ids], [rows], name=name, **attributes)
-    graph.add("Cast", [rows], [floats], name=f"{name}_cast", to=FLOAT)
+    graph.add("Cast", [rows], [floats], name=f"{name}_cast", to=to)
     graph.add("Gather", [scales, ids], [factor], name=f"{name}_scale", **attributes)
     graph.add("Mul", [floats, factor], [output], name=f"{name}_dequantize")

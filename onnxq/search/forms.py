@@ -58,10 +58,10 @@ class Forms:
         """What has to be turned on for a layer to be in a form, but for a static input and output."""
         layer = self.layers[name]
         if form in BITS:
-            block = self.plan.recipe.weight.block_size
-            values = seen_blocks(layer, blocked_weight(layer, BITS[form], block))
+            settings, inputs = self.plan.recipe.weight, input_channels(layer)
+            values = seen_blocks(layer, blocked_weight(layer, settings, BITS[form]))
             yield Switch(f"{name}|{form}", layer.node.inputs[1].name, (name,), values=values)
-            yield Switch(f"{name}|blocks", layer.data.name, (name,), blocks=(input_channels(layer), block))
+            yield Switch(f"{name}|blocks", layer.data.name, (name,), blocks=(inputs, settings.block(inputs)))
         elif form != FLOAT:
             yield from self._integers(name, form)
 

@@ -114,7 +114,7 @@ class Bench:
         """The weight on the grid that the recipe gives it."""
         settings = self.recipe.weight
         form = FORMATS[settings.format]
-        found = quantize_weight(self.weight(factors), form, axis=self._axis, symmetric=settings.symmetric)
+        found = quantize_weight(self.weight(factors), form, axis=self._axis, symmetric=settings.centred)
         return dequantize(found.values, found.scale, found.zero_point, self._axis)
 
     def noise(self, rounded: Array, ends: Range, factors: Array | None = None) -> float:

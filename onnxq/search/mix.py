@@ -19,6 +19,7 @@ from onnxq.search.choice import Choice, Edge, Group, Option, fastest, knee
 from onnxq.search.cost import Boundary, Costs
 from onnxq.search.forms import BITS, DYNAMIC, FLOAT, STATIC
 from onnxq.search.grouping import Grouping, made, read_by
+from onnxq.weights import blocked_bytes
 
 BUDGETS = (math.inf, 0.1, 0.056, 0.032, 0.018, 0.01, 0.0056, 0.0032, 0.0018, 0.001, 0.00056, 0.00032, 0.0001)
 """Noise over signal that plans may leave, from bold to cautious: down to 40 dB, mostly in steps of 2.5."""
@@ -101,11 +102,10 @@ class Table:
         forms = self.grouping.forms
         if member not in forms.layers:
             return 0
-        layer, block = forms.layers[member], forms.plan.recipe.weight.block_size
+        layer, settings = forms.layers[member], forms.plan.recipe.weight
         size, inputs = weight(layer.weight).size, input_channels(layer)
         if form in BITS:
-            # the last block of each output is filled up, and each block has a scale
-            return size // inputs * -(-inputs // block) * (block * BITS[form] // 8 + 4)
+            return blocked_bytes(settings, BITS[form], inputs, size // inputs)
         return 4 * size if form == FLOAT else size
 
     def _boundary(self, tensor: str) -> Boundary:

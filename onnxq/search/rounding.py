@@ -187,7 +187,7 @@ def _suits(layer: Layer, plan: Plan) -> bool:
     if plan.treatment(node.name) is not Treatment.STATIC or layer.data.name not in plan.tensors:
         return False
     plain = node.attrs.get("group", 1) == 1 and node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    symmetric = settings.format == INT8.name and settings.symmetric and plan.nodes[node.name].per_channel
+    symmetric = settings.format == INT8.name and settings.centred and plan.nodes[node.name].per_channel
     return plain and symmetric and as_matrix(layer, weight(node.inputs[1])).shape[1] <= MOST_INPUTS
 
 

@@ -1,0 +1,205 @@
+"""Weights in blocks rounded with data: layer after layer, each for what the rounded layers before it hand on.
+
+    float model    ── x ──┐
+                          ├─ Gram matrices ── round the layers that read x ── next
+    rounded model  ── y ──┘
+
+Rounding sees y, for that is what a layer will read, and aims at what the layer makes of x and y halfway between: so a
+layer also makes up for the errors before it, but not for more than its few samples show.
+
+Frantar et al., GPTQ, arXiv:2210.17323; Li et al., GPTAQ, arXiv:2504.02692.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnxq.calibration.collect import Progress, silent, unmasked
+from onnxq.calibration.data import Data, mask_of
+from onnxq.errors import DataError
+from onnxq.graph import Array, Graph, weight
+from onnxq.layers import WIDE, Layer, layer_of
+from onnxq.numerics.formats import FORMATS
+from onnxq.numerics.rounding.blocks import Blocked, with_integers
+from onnxq.numerics.rounding.descent import descend
+from onnxq.numerics.rounding.gptq import gptq
+from onnxq.plan import Plan, Treatment
+from onnxq.recipe import Weight
+from onnxq.relay import Relay
+from onnxq.shelf import Shelf
+from onnxq.weights import as_matrix, blocked_weight, matrix_shape, shelf_name
+
+Float64Array = NDArray[np.float64]
+
+HALFWAY = 0.5
+"""How far a layer goes to make up for the errors before it. All the way fits the noise of the samples."""
+
+DAMPING = 0.01
+"""Share of the mean square of all inputs that is added to that of each."""
+
+PART = 1 << 24
+"""Weights that are rounded at a time: float64 copies of them are made."""
+
+LOUD = 1.0
+"""How much noise 8-bit activations may add beside that of the weight, before a kernel that rounds none is taken."""
+
+ROWS = 512
+"""Rows of a layer's input on which that is measured."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What layers that read one tensor see of the data.
+
+    Attributes:
+        gram: (inputs, inputs), sum of y^T y in the rounded model.
+        cross: sum of y^T x, where x is what the float model has there.
+        rows: some of the y.
+    """
+
+    gram: Float64Array
+    cross: Float64Array
+    rows: Array
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model whose weights are rounded with data.
+
+    Attributes:
+        graph: the float model, with types.
+        rounded: the same with `MatMulNBits`, whose weights come from the shelf.
+        plan: which layers are rounded, and how.
+        shelf: where rounded weights go; what lies there already is not rounded again.
+        data: what to calibrate on; None to round each weight for itself.
+        threads: of the runtime.
+        progress: told after each layer.
+    """
+
+    graph: Graph
+    rounded: Graph
+    plan: Plan
+    shelf: Shelf
+    data: Data | None
+    threads: int = 0
+    progress: Progress = silent
+
+    @property
+    def settings(self) -> Weight:
+        """What the recipe says about weights."""
+        return self.plan.recipe.weight
+
+    def run(self) -> dict[str, int]:
+        """Round every weight. Returns the layers for which a kernel is better that rounds no activations, and 0."""
+        groups = self._groups()
+        if self.data is None:
+            self._alone([layer for layers in groups.values() for layer in layers])
+            return {}
+        batches = list(self.data.batches())
+        exact, rounded = (Relay.start(graph, batches, self.threads) for graph in (self.graph, self.rounded))
+        total, done, levels = sum(map(len, groups.values())), 0, dict[str, int]()
+        nodes = {node.name: node for node in self.rounded.nodes}
+        for name, layers in groups.items():
+            view = self._view(name, zip(batches, exact.reach(name), rounded.reach(name), strict=True))
+            for layer in layers:
+                if self._round(layer, view) > LOUD and self.plan.nodes[layer.node.name].bits == 4:
+                    levels[layer.node.name] = nodes[layer.node.name].attrs["accuracy_level"] = 0
+                done += 1
+                self.progress("round", done, total)
+        return levels
+
+    def _alone(self, layers: Sequence[Layer]) -> None:
+        """Round each weight for itself; progress is told in bytes."""
+        sizes = [int(np.prod(matrix_shape(layer))) * np.dtype(layer.weight.dtype).itemsize for layer in layers]
+        for place, layer in enumerate(layers):
+            bits = self.plan.nodes[layer.node.name].bits
+            name = shelf_name(layer, bits)
+            if name not in self.shelf:
+                self.shelf.put(name, blocked_weight(layer, self.settings, bits))
+            self.progress("round", sum(sizes[: place + 1]), sum(sizes))
+
+    def _groups(self) -> dict[str, list[Layer]]:
+        """Layers by the tensor that they read, in order."""
+        found: dict[str, list[Layer]] = {}
+        for node in self.graph.nodes:
+            if node.op != "Gather" and self.plan.treatment(node.name) is Treatment.WEIGHT:
+                layer = layer_of(self.graph, node, frozenset(), WIDE)
+                assert isinstance(layer, Layer)
+                found.setdefault(layer.data.name, []).append(layer)
+        return found
+
+    def _view(self, name: str, pairs: Iterator[tuple[Mapping[str, Array], Array, Array]]) -> View:
+        gram, cross = np.zeros(()), np.zeros(())
+        kept, samples = list[Array](), len(self.data or ())
+        for feeds, exact, rounded in pairs:
+            mask = mask_of(feeds)
+            x, y = (unmasked(value, mask) for value in (exact, rounded))
+            x, y = (value.reshape(-1, value.shape[-1]).astype(np.float64) for value in (x, y))
+            finite = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
+            x, y = x[finite], y[finite]
+            gram, cross = gram + y.T @ y, cross + y.T @ x
+            kept.append(y[:: max(1, len(y) * samples // ROWS)].astype(np.float32))
+        rows = np.concatenate(kept)
+        if not len(rows):
+            raise DataError(f"Tensor '{name}' is NaN or infinite for all of the data. Check the preprocessing.")
+        return View(np.asarray(gram), np.asarray(cross), rows[:ROWS])
+
+    def _round(self, layer: Layer, view: View) -> float:
+        """Put the rounded weight on the shelf; noise of 8-bit activations over that of the weight."""
+        bits = self.plan.nodes[layer.node.name].bits
+        name, exact = shelf_name(layer, bits), as_matrix(layer, weight(layer.weight))
+        found = self.shelf.get(name)
+        if found is None:
+            importance = view.gram.diagonal()
+            found = blocked_weight(layer, self.settings, bits, importance)
+            if self.settings.method in ("auto", "gptq"):
+                found = cancelling(exact, found, view)
+            self.shelf.put(name, found)
+        return activation_noise(found, np.asarray(exact, np.float32), view.rows)
+
+
+def cancelling(exact: Array, found: Blocked, view: View) -> Blocked:
+    """The integers on these grids whose errors cancel at the output."""
+    grid = FORMATS[f"uint{found.bits}"]
+    goal = _aim(view)
+    zero = np.full(found.scale.shape, found.middle) if found.zero_point is None else found.zero_point
+    parts = []
+    height = max(1, PART // exact.shape[1])
+    for start in range(0, len(exact), height):
+        rows = slice(start, start + height)
+        target = goal(np.asarray(exact[rows], np.float64))
+        where = (found.scale[rows], zero[rows], grid)
+        block = found.block
+        first = gptq(target, view.gram, *where, damping=DAMPING, block_size=block, act_order=True)
+        parts.append(descend(target, view.gram, *where, start=first, sweeps=1, block_size=block))
+    return with_integers(found, np.concatenate(parts))
+
+
+def _aim(view: View) -> Callable[[Float64Array], Float64Array]:
+    """From a weight w to the one that makes of y what w makes of x, as far as that is to be believed.
+
+    argmin of |y w'^T - x w^T|^2 = w cross^T gram^-1
+    """
+    ridge = DAMPING * view.gram.trace() / max(len(view.gram), 1) or 1.0
+    moved = view.cross - view.gram
+    if not moved.any():
+        return lambda exact: exact
+    damped = view.gram + ridge * np.eye(len(view.gram))
+    change = HALFWAY * scipy.linalg.solve(damped, moved, assume_a="pos")
+    return lambda exact: exact + exact @ change.T
+
+
+def activation_noise(found: Blocked, exact: Array, rows: Array) -> float:
+    """Noise of rounding a layer's input to 8 bits in blocks, over the noise of its rounded weight, at the output."""
+    seen = found.seen()
+    width = -rows.shape[1] % found.block
+    blocks = np.pad(rows, ((0, 0), (0, width))).reshape(len(rows), -1, found.block)
+    step = np.maximum(np.abs(blocks).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).smallest_normal)
+    rounded = (np.rint(blocks / step) * step).reshape(len(rows), -1)[:, : rows.shape[1]]
+    own, other = np.square((rounded - rows) @ seen.T).sum(), np.square(rows @ (seen - exact).T).sum()
+    return float(own / other) if other > 0 else 0.0
