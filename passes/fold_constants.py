@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from onnxq.graph import Constant, Graph, Node, bodies, evaluate, is_constant, stored_value, weight
+from onnxq.graph import Constant, Graph, Later, Node, Tensor, bodies, evaluate, is_constant, stored_value, weight
 from onnxq.pipeline import Close, Context, Promise
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
+from onnxq.views import is_lazy, view
 
 KEPT = frozenset(
     {
@@ -39,8 +41,9 @@ class FoldConstants:
 
         Transpose(w) => w'        Constant() => w
 
-    Leaves alone what makes the file grow (a large ConstantOfShape, Expand or Tile), dequantized weights, random numbers
-    and control flow.
+    A large weight that lies in a file is not read for this: what is the same numbers in another shape, order or width
+    becomes a handle. Leaves alone what makes the file grow (a large ConstantOfShape, Expand or Tile), dequantized
+    weights, random numbers and control flow.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset()
@@ -56,7 +59,8 @@ class FoldConstants:
             if node.op == "Constant":
                 values = [stored_value(node)]
             elif self._foldable(graph, node):
-                values = list(evaluate(graph, node) or [])
+                seen = self._view(node)
+                values = [seen] if seen is not None else list(evaluate(graph, node) or [])
             else:
                 continue
             if any(graph.kept(t) for t in node.outputs) or len(values) != len(node.outputs):
@@ -79,6 +83,16 @@ class FoldConstants:
             return False
         return node.op != "ConstantOfShape" or float(np.prod(weight(read[0]).astype(np.float64))) <= self.small / 8
 
+    def _view(self, node: Node) -> Later | None:
+        """The result of a node as a handle, where it reads a large weight that is not in memory."""
+        data = node.inputs[0]
+        return view(node) if isinstance(data, Constant) and is_lazy(data, self.small) else None
+
     def _most(self, node: Node) -> int:
         """Bytes that a result may have: as many as the node reads, twice for a wider type, or few."""
-        return max(self.small, 2 * sum(int(weight(t).nbytes) for t in node.inputs if t.name))
+        return max(self.small, 2 * sum(_size(t) for t in node.inputs if t.name))
+
+
+def _size(constant: Tensor) -> int:
+    """Bytes of the values in memory."""
+    return math.prod(constant.shape or ()) * np.dtype(constant.dtype).itemsize  # type: ignore[arg-type]

@@ -88,6 +88,7 @@ FLOORS = {
     "onnxq.targets": 1,
     "onnxq.targets.*": 1,
     "onnxq.tensors": 1,
+    "onnxq.views": 1,
     "onnxq.wellformed": 1,
     "onnxq.errors": 0,
     "onnxq.version": 0,
