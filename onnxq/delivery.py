@@ -25,6 +25,9 @@ from onnxq.recipe import Contract
 from onnxq.result import Rejected, Result, broken, float_nodes, make_result
 from onnxq.rewrite import Change
 
+LOADED = 4
+"""How many times the size of its weights in float32 a model takes that is run, packed and profiled, as measured."""
+
 IN_THE_WAY = 3
 """How many layers a rejection names."""
 
@@ -159,6 +162,10 @@ def _key(file: Path, delivery: Delivery) -> dict[str, JSON]:
 
 def _proof(build: Build, file: Path, delivery: Delivery) -> Proof | None:
     options = delivery.options
+    too_large = _too_large(delivery) if options.check else None
+    if too_large is not None:
+        build.warnings.append(too_large)
+        return None
     if not options.check:
         if not build.graph.files:  # what lies outside may be larger than memory
             runtime.Session(file, threads=options.threads)  # what the runtime refuses is not written
@@ -167,6 +174,18 @@ def _proof(build: Build, file: Path, delivery: Delivery) -> Proof | None:
     if plan not in delivery.proofs:
         delivery.proofs[plan] = _proven(build, (file, made), delivery)
     return delivery.proofs[plan].model_copy(update={"size": disk_size(file, made)})  # which depends on its name
+
+
+def _too_large(delivery: Delivery) -> str | None:
+    """The sentence why a model cannot be validated here; None where there is room for it."""
+    floats = sum(math.prod(t._values.shape) for t in delivery.reference[1].weights() if t._values.dtype.kind == "f")
+    needed, free = LOADED * 4 * floats, runtime.free_memory()
+    if free is None or needed < free:
+        return None
+    return (
+        f"Not validated: to run both models beside each other takes about {needed / 1e9:.0f} GB of memory, and "
+        f"{free / 1e9:.0f} GB are free. Validate it where there is more, with: onnxq validate."
+    )
 
 
 def _proven(build: Build, made: tuple[Path, Graph], delivery: Delivery) -> Proof:

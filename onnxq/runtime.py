@@ -68,6 +68,18 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+MEMINFO = Path("/proc/meminfo")
+
+
+def free_memory() -> int | None:
+    """Bytes that programs may still take without others being pushed out; None where the system does not tell."""
+    with suppress(OSError, UnicodeDecodeError, ValueError):
+        for line in MEMINFO.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
 def providers() -> list[str]:
     """The execution providers that are installed here, the fastest first."""
     return list(ort.get_available_providers())
