@@ -113,7 +113,7 @@ def _gemm_obstacle(node: Node) -> str | None:
         return "A Gemm with transA or alpha has no integer kernel."
     if len(node.inputs) > 2 and node.inputs[2].name:
         bias = node.inputs[2]
-        if node.attrs.get("beta", 1.0) != 1.0 or not _is_bias(bias, _columns(node), 2):
+        if node.attrs.get("beta", 1.0) != 1.0 or not _is_bias(bias, node, 2):
             return "Its bias is no constant row."
     return None
 
@@ -123,11 +123,11 @@ def _columns(node: Node) -> int:
     return int(shape[0] if node.attrs.get("transB", 0) else shape[1])  # type: ignore[arg-type]
 
 
-def _is_bias(tensor: Tensor, columns: int, rank: int) -> bool:
-    """Whether this is one number for each column, with no more axes than what it is added to."""
+def _is_bias(tensor: Tensor, node: Node, rank: int) -> bool:
+    """Whether this is one number for each column, of the weight's type, with no more axes than what it is added to."""
     shape = tuple(tensor.shape or ())
-    row = shape[-1:] == (columns,) and set(shape[:-1]) <= {1} and len(shape) <= max(rank, 1)
-    return is_constant(tensor) and tensor.dtype in WIDE and row
+    row = shape[-1:] == (_columns(node),) and set(shape[:-1]) <= {1} and len(shape) <= max(rank, 1)
+    return is_constant(tensor) and tensor.dtype == node.inputs[1].dtype and row
 
 
 def layer_of(graph: Graph, node: Node, absorbed: frozenset[str], types: Types = SINGLE) -> Layer | str:
@@ -142,7 +142,7 @@ def layer_of(graph: Graph, node: Node, absorbed: frozenset[str], types: Types = 
     reader = only_reader(graph, node.outputs[0])
     if node.op == "MatMul" and reader is not None and reader.op == "Add":
         other = reader.inputs[1] if reader.inputs[0] is node.outputs[0] else reader.inputs[0]
-        if _is_bias(other, _columns(node), len(node.inputs[0].shape or ())):
+        if _is_bias(other, node, len(node.inputs[0].shape or ())):
             bias = other
             tail.append(reader)
             reader = only_reader(graph, reader.outputs[0])

@@ -98,7 +98,7 @@ class Shelf:
 
 @contextmanager
 def shelf_beside(output: Path | None, key: str) -> Iterator[Shelf]:
-    """A shelf in a folder beside an output; it goes when the block ends well, or where the disk is full.
+    """A shelf in a folder beside an output; it goes when the block ends well, is empty, or where the disk is full.
 
     What another key put there is thrown away: it was for another model, or for other wishes.
     """
@@ -113,12 +113,18 @@ def shelf_beside(output: Path | None, key: str) -> Iterator[Shelf]:
         folder.mkdir(exist_ok=True)
         note.write_text(key, encoding="utf-8")
     except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
         raise OutputError(
-            f"'{output.parent}' cannot be written to ({error.strerror}). Choose another folder."
+            f"'{output}' cannot be written ({error.strerror or error}). Free some space or choose another folder."
         ) from error
+    done = True
     try:
         yield Shelf(folder)
     except OutputError:
-        shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        done = not any(folder.glob("*.npz"))
+        raise
+    finally:
+        if done:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -424,7 +424,8 @@ TABLE = floats(2048, 8)
 
 
 def lookup(body: str, table: Array = TABLE, **recipe: Any) -> set[str]:
-    graph = read(f"(int64[3] i) => (float[a,b] y) {{ {body} }}", {"t": table, "f": table.astype(np.float16)})
+    tables = {"t": table, "h": table.astype(np.float16), "d": table.astype(np.float64)}
+    graph = read(f"(int64[3] i) => (float[a,b] y) {{ {body} }}", tables)
     return set(embeddings(graph, make_recipe(recipe)))
 
 
@@ -434,7 +435,8 @@ def test_embeddings() -> None:
     assert lookup("[emb] y = Gather(t, i)", nodes={"emb": {"quantize": False}}) == set()
     assert lookup("[emb] y = Gather(t, i)", floats(2047, 8)) == set(), "too small to matter"
     assert lookup("[emb] y = Gather<axis=1>(t, i)") == set(), "no lookup of rows"
-    assert lookup("[emb] g = Gather(f, i) y = Cast<to=1>(g)") == set(), "not float32"
+    assert lookup("[emb] g = Gather(h, i) y = Cast<to=1>(g)") == {"emb"}, "float16"
+    assert lookup("[emb] g = Gather(d, i) y = Cast<to=1>(g)") == set(), "neither float32 nor float16"
 
 
 def test_lookup_in_an_activation_is_no_embedding() -> None:

@@ -11,21 +11,25 @@ import pytest
 
 from onnxq.calibration.collect import Seen
 from onnxq.channels import layers_of
-from onnxq.errors import RecipeError
+from onnxq.errors import ModelError, RecipeError
 from onnxq.graph import Graph, weight
 from onnxq.layers import Layer, weight_axis
 from onnxq.numerics.affine import quantize
 from onnxq.numerics.formats import INT8
+from onnxq.numerics.rounding.blocks import block_round
 from onnxq.plan import LEFT_OUT
 from onnxq.recipe import Recipe, Weight, make_recipe
 from onnxq.weights import (
+    blocked_bytes,
     blocked_weight,
     corrected_bias,
     differences,
+    matrix_shape,
     raised_weight,
     rounded_weight,
     seen_blocks,
     seen_weight,
+    shelf_name,
 )
 from tests.onnx_text import Array, execute, floats, read
 
@@ -206,6 +210,18 @@ def test_a_scale_of_the_whole_weight_that_is_raised_rounds_it_all_to_nearest() -
 
 
 LINEAR = ("Gemm", "Gemm, transposed", "Gemm, square and transposed", "Gemm without a bias", "MatMul")
+BLOCKS: tuple[Any, ...] = (16, 32, 64, "channel")
+INPUTS = 40
+"""Fill no whole number of blocks: 16 leave 8 for a third one, one of 64 holds 24 zeros more."""
+
+
+def wide(case: str) -> Layer:
+    """A linear layer with more inputs than those of `LAYERS`."""
+    text, values, _ = LAYERS[case]
+    transposed = "transB" in text
+    outputs = INPUTS if "square" in case else values.shape[0 if transposed else 1]
+    made = floats(outputs, INPUTS) if transposed else floats(INPUTS, outputs)
+    return layer(text, {"w": made, "b": floats(outputs)}, (60, INPUTS))[1]
 
 
 def by_outputs(found: Layer) -> Array:
@@ -214,50 +230,130 @@ def by_outputs(found: Layer) -> Array:
     return values if found.node.attrs.get("transB", 0) else values.T
 
 
-@pytest.mark.parametrize(("bits", "middle"), [(8, 128), (4, 8)])
-@pytest.mark.parametrize("block", [2, 3, 4, 16])
-@pytest.mark.parametrize("case", LINEAR)
-def test_inputs_of_a_block_share_the_scale_that_its_largest_asks_for(
-    case: str, block: int, bits: int, middle: int
-) -> None:
-    """Blocks of 3 leave the last of 4 inputs alone in a second block, one of 16 holds twelve zeros more."""
-    text, values, shape = LAYERS[case]
-    _, found = layer(text, {"w": values, "b": floats(6)}, shape)
-    outputs, inputs = by_outputs(found).shape
-    blocks = -(-inputs // block)
-    made = blocked_weight(found, bits, block)
-    assert made.values.dtype == np.uint8
-    assert made.values.shape == (outputs, blocks, block)
-    assert made.scale.shape == (outputs * blocks,)
-    assert (made.zero_point == middle).all()
-    padded = np.pad(by_outputs(found), ((0, 0), (0, blocks * block - inputs))).reshape(-1, block)
-    np.testing.assert_allclose(made.scale, np.abs(padded).max(1) / (middle - 1), rtol=1e-6)
-    expected = np.rint(padded / made.scale[:, None]) + middle
-    np.testing.assert_array_equal(made.values.reshape(-1, block), expected)
-    assert {made.values.min(), made.values.max()} == {1, 2 * middle - 1}
+def in_blocks(found: Layer, block: int) -> Array:
+    """The weight as (outputs, blocks, block), the last block filled up with zeros."""
+    rows = by_outputs(found)
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % block))).reshape(len(rows), -1, block)
+
+
+def settings_of(**wish: Any) -> Weight:
+    return make_recipe({"weight": wish}).weight
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("block", [3, 4, 16])
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("case", LINEAR)
-def test_a_layer_sees_its_blocks_in_the_shape_of_its_weight(case: str, block: int, bits: int) -> None:
-    text, values, shape = LAYERS[case]
-    _, found = layer(text, {"w": values, "b": floats(6)}, shape)
-    made = blocked_weight(found, bits, block)
+def test_inputs_of_a_block_share_the_scale_that_its_largest_asks_for(case: str, block: Any, bits: int) -> None:
+    """The value that is furthest from 0 lies on the side that has one integer more."""
+    found, middle = wide(case), 1 << (bits - 1)
+    made = blocked_weight(found, settings_of(block_size=block, symmetric=True, fit=False), bits)
+    held = in_blocks(found, 64 if block == "channel" else block)
+    assert (made.values.dtype, made.block, made.zero_point) == (np.uint8, held.shape[2], None)
+    assert (made.values.shape[:2], made.inputs) == (held.shape[:2], INPUTS)
+    furthest = np.take_along_axis(held, np.abs(held).argmax(2, keepdims=True), 2)
+    np.testing.assert_allclose(made.scale, furthest[..., 0] / -middle, rtol=1e-6)
+    expected = np.minimum(np.rint(held / made.scale[..., None]) + middle, 2 * middle - 1)
+    np.testing.assert_array_equal(made.integers(), expected.reshape(len(held), -1)[:, :INPUTS])
+    assert made.integers().min() == 0
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("case", LINEAR)
+def test_a_block_covers_its_range_and_zero(case: str, block: Any, bits: int) -> None:
+    """Which is what the recipe asks for where it says nothing about symmetry."""
+    found = wide(case)
+    made = blocked_weight(found, settings_of(block_size=block, fit=False), bits)
+    held = in_blocks(found, made.block)
+    low, high = np.minimum(held.min(2), 0), np.maximum(held.max(2), 0)
+    np.testing.assert_allclose(made.scale, (high - low) / ((1 << bits) - 1), rtol=1e-6)
+    assert made.zero_point is not None
+    np.testing.assert_array_equal(made.zero_point, np.rint(-low / made.scale))
+    expected = np.clip(np.rint(held / made.scale[..., None]) + made.zero_point[..., None], 0, (1 << bits) - 1)
+    np.testing.assert_array_equal(made.integers(), expected.reshape(len(held), -1)[:, :INPUTS])
+
+
+@pytest.mark.parametrize("symmetric", [None, True])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("case", LINEAR)
+def test_a_layer_sees_its_blocks_in_the_shape_of_its_weight(
+    case: str, block: Any, bits: int, symmetric: bool | None
+) -> None:
+    found = wide(case)
+    made = blocked_weight(found, settings_of(block_size=block, symmetric=symmetric, fit=False), bits)
     seen = seen_blocks(found, made)
-    assert (seen.dtype, seen.shape) == (np.float32, values.shape)
+    assert (seen.dtype, seen.shape, seen.flags.c_contiguous) == (np.float32, weight(found.weight).shape, True)
     rows = seen if found.node.attrs.get("transB", 0) else seen.T
-    scale = np.repeat(made.scale.reshape(len(rows), -1), block, 1)[:, : rows.shape[1]]
-    assert (np.abs(rows - by_outputs(found)) <= 0.5001 * scale).all()
+    step = np.repeat(np.abs(made.scale), made.block, 1)[:, :INPUTS]
+    reach = 1.0001 if symmetric else 0.5001  # the side that has one integer less is cut by half a step more
+    assert (np.abs(rows - by_outputs(found)) <= reach * step).all()
     assert np.abs(rows - by_outputs(found)).max() > 0
 
 
-def test_a_block_of_zeros_stays_one() -> None:
-    values = floats(8, 6)
-    values[:4, 2] = 0
-    _, found = layer("y = Gemm(x, w)", {"w": values}, (60, 8))
+@pytest.mark.parametrize("symmetric", [None, True])
+@pytest.mark.parametrize("fit", [True, False])
+def test_a_block_of_zeros_stays_one(fit: bool, symmetric: bool | None) -> None:
+    values = floats(32, 6)
+    values[:16, 2] = 0
+    _, found = layer("y = Gemm(x, w)", {"w": values}, (60, 32))
+    settings = settings_of(block_size=16, fit=fit, symmetric=symmetric)
     for bits in (4, 8):
-        seen = seen_blocks(found, blocked_weight(found, bits, 4))
+        seen = seen_blocks(found, blocked_weight(found, settings, bits))
         assert np.isfinite(seen).all()
-        assert not seen[:4, 2].any()
-        assert seen[4:, 2].any()
+        assert not seen[:16, 2].any()
+        assert seen[16:, 2].any()
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "mse": {},
+    "rtn": {"fit": False},
+    "hqq": {"method": "hqq"},
+}
+
+
+@pytest.mark.parametrize("importance", [None, np.arange(1.0, INPUTS + 1)])
+@pytest.mark.parametrize("symmetric", [None, False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_recipe_says_how_blocks_are_rounded(method: str, symmetric: bool | None, importance: Array | None) -> None:
+    found = wide("MatMul")
+    made = blocked_weight(found, settings_of(symmetric=symmetric, **METHODS[method]), 4, importance)
+    wish: dict[str, Any] = {"block": 32, "symmetric": symmetric is True, "method": method, "importance": importance}
+    expected = block_round(weight(found.weight), bits=4, **wish)
+    np.testing.assert_array_equal(made.seen(), expected.seen())
+    assert (made.zero_point is None) == (symmetric is True)
+    others = [{**wish, "method": other} for other in METHODS if other != method]
+    seen = [block_round(weight(found.weight), bits=4, **other).seen() for other in others]
+    same = [np.array_equal(made.seen(), other) for other in seen]
+    assert not any(same) or (symmetric is True and method != "rtn"), "hqq of a symmetric grid is mse"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
+    values = floats(40, 6)
+    values[39, 5] = value
+    _, found = layer("y = Gemm(x, w)", {"w": values}, (60, 40))
+    with pytest.raises(ModelError, match=r"Weight 'w': it holds NaN or infinity\. Repair the model"):
+        blocked_weight(found, SETTINGS, 4)
+
+
+@pytest.mark.parametrize("symmetric", [None, True])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bytes_are_those_that_are_stored(block: Any, bits: int, symmetric: bool | None) -> None:
+    found, settings = wide("MatMul"), settings_of(block_size=block, symmetric=symmetric)
+    made = blocked_weight(found, settings, bits)
+    zeros = made.packed_zero_point()
+    stored = made.values.nbytes + made.scale.nbytes + (0 if zeros is None else zeros.nbytes)
+    outputs, inputs = matrix_shape(found)
+    assert (outputs, inputs) == (6, INPUTS)
+    assert blocked_bytes(settings, bits, inputs, outputs) == stored
+
+
+def test_layers_share_what_is_on_a_shelf_where_they_share_a_weight_its_direction_and_its_width() -> None:
+    body = "a = MatMul(x, w) b = Gemm(x, w) c = Gemm<transB=1>(x, w) d = MatMul(x, v) s = Sum(a, b, c, d) y = Neg(s)"
+    graph = read(f"(float[3,6] x) => (float[3,6] y) {{ {body} }}", {"w": floats(6, 6), "v": floats(6, 6)})
+    first, second, transposed, other = layers_of(graph)
+    assert shelf_name(first, 4) == shelf_name(second, 4)
+    different = {shelf_name(one, bits) for one in (first, transposed, other) for bits in (4, 8)}
+    assert len(different) == 6

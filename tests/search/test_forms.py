@@ -150,7 +150,9 @@ def test_a_layer_whose_weight_alone_is_in_integers(form: str, block: int) -> Non
     layer = found.layers["two"]
     weight, blocks = by_name(found, "two", form).values()
     assert (weight.name, weight.tensor, weight.readers) == (f"two|{form}", "w2", ("two",))
-    np.testing.assert_array_equal(weight.values, seen_blocks(layer, blocked_weight(layer, BITS[form], block)))
+    np.testing.assert_array_equal(
+        weight.values, seen_blocks(layer, blocked_weight(layer, found.plan.recipe.weight, BITS[form]))
+    )
     assert (blocks.name, blocks.tensor, blocks.readers, blocks.blocks) == ("two|blocks", "r", ("two",), (12, block))
 
 

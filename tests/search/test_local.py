@@ -116,8 +116,8 @@ def test_noise_is_that_of_rounded_operands(case: str, kind: str, divided: bool) 
     form, settings, ends = FORMATS[recipe.activation.format], recipe.weight, (-1.5, 2.0)
     axis = weight_axis(layer.node) if settings.per_channel else None
     scaled, kind_of_weight = scaled_inputs(layer, factors), FORMATS[settings.format]
-    found = quantize_weight(scaled, kind_of_weight, axis=axis, symmetric=settings.symmetric)
-    narrow = kind_of_weight.narrow if settings.symmetric else kind_of_weight
+    found = quantize_weight(scaled, kind_of_weight, axis=axis, symmetric=settings.centred)
+    narrow = kind_of_weight.narrow if settings.centred else kind_of_weight
     rounded = fake_quantize(scaled, found.scale, found.zero_point, narrow, axis)
     grid = parameters(*ends, form, symmetric=recipe.activation.symmetric)
     (want,) = execute(graph, {"x": x})

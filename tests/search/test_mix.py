@@ -414,9 +414,11 @@ def options(made: Table) -> dict[str, dict[str, int]]:
     return {group.name: {option.name: option.bytes for option in group.options} for group in made.groups()}
 
 
-@pytest.mark.parametrize("block", [16, 32, 64])
-def test_bytes_are_those_that_the_weights_of_a_model_take(block: int) -> None:
-    found = two_sizes(weight={"block_size": block})
+@pytest.mark.parametrize(("symmetric", "parts"), [(True, 2), (None, 3)])
+@pytest.mark.parametrize("block", [16, 32, 64, "channel"])
+def test_bytes_are_those_that_the_weights_of_a_model_take(block: int | str, symmetric: bool | None, parts: int) -> None:
+    """Integers and scales, and zero points where blocks have their own."""
+    found = two_sizes(weight={"block_size": block, "symmetric": symmetric})
     made = options(table(found, usual=WEIGHTS))
     for group, name, size in (("x", "one", 40 * 24), ("b", "two", 24 * 8)):
         assert made[group][FLOAT] == 4 * size
@@ -426,7 +428,8 @@ def test_bytes_are_those_that_the_weights_of_a_model_take(block: int) -> None:
             plan = Plan(recipe=found.forms.plan.recipe, nodes={name: node})
             graph = run(QUANTIZE, found.forms.graph, Context(CPU, plan), EVERYTHING).graph
             (layer,) = [node for node in graph.nodes if node.op == "MatMulNBits"]
-            assert made[group][form] == sum(weight(tensor).nbytes for tensor in layer.inputs[1:3]), form
+            assert len(layer.inputs) == 1 + parts
+            assert made[group][form] == sum(weight(tensor).nbytes for tensor in layer.inputs[1:]), form
 
 
 def test_operators_between_take_no_bytes_and_layers_add_up() -> None:
