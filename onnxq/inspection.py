@@ -57,7 +57,7 @@ class Summary(Record):
         parameters: how many numbers the weights hold.
         layers: every operator with a weight.
         integer_layers: how many of them run on integers.
-        quantized: how: `float`, `Q/DQ` or `integer operators`.
+        quantized: how: `float`, `half precision`, `Q/DQ` or `integer operators`.
     """
 
     opset: int
@@ -76,7 +76,7 @@ class Summary(Record):
 
 def has_scales(graph: Graph) -> bool:
     """Whether a model is quantized, in whatever way."""
-    return summarize(graph).quantized != "float"
+    return summarize(graph).quantized in ("Q/DQ", "integer operators")
 
 
 def summarize(graph: Graph) -> Summary:
@@ -88,7 +88,7 @@ def summarize(graph: Graph) -> Summary:
         sizes[str(tensor.dtype)] += int(tensor._values.nbytes)
     layers = [found for node in graph.nodes if (found := _layer(node)) is not None]
     integer = sum(1 for layer in layers if layer.op in QUANTIZED_OPERATORS)
-    held = "float"
+    held = "half precision" if sizes["float16"] > sizes["float32"] else "float"
     if counts.keys() & {"QuantizeLinear", "DequantizeLinear"}:
         held = "Q/DQ"
     if counts.keys() & QUANTIZED_OPERATORS:
@@ -118,6 +118,8 @@ def _layer(node: Node) -> LayerSummary | None:
     maker = weight.inputs[0] if weight.inputs else None
     if maker is not None and maker.op == "DequantizeLinear":
         weight, scale = maker.inputs[0], maker.inputs[1]
+    elif maker is not None and maker.op == "Cast":
+        weight = maker.inputs[0]
     elif node.op in SCALE_INPUT:
         scale = node.inputs[SCALE_INPUT[node.op]]
     elif node.op in ("MatMulNBits", "GatherBlockQuantized"):

@@ -290,6 +290,8 @@ def needed_opset(graph: Graph, placement: Placement, recipe: Recipe, mode: Mode)
     static = {plan.op for plan in placement.nodes.values() if plan.treatment is Treatment.STATIC}
     if mode == "dynamic-int8":
         return 11  # DynamicQuantizeLinear
+    if mode == "fp16":
+        return 7  # Cast with the number of a type, and all else that the runtime knows
     if not static:
         return graph.opset
     if recipe.format == "qdq":

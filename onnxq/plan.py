@@ -27,6 +27,8 @@ class Treatment(StrEnum):
     """Runs on integers; the scale of its input is found on each run."""
     WEIGHT = "weight"
     """Its weight is stored in integers."""
+    HALF = "half"
+    """Its weight is stored in half precision; where the target computes in it, the node runs in half precision."""
     FLOAT = "float"
     """Left as it was."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Target:
         activation: the 8-bit format of activations in integer operators.
         stem_channels: a convolution that reads fewer channels than this is faster in float.
         why_float: for operators without an integer kernel, the sentence that says so.
+        half: operators with a kernel in half precision, and the version of the standard operators since when; empty
+            where the target computes in float32.
+        single: operators that stay in float32 beside those, each with the sentence why.
     """
 
     name: str
@@ -37,3 +40,5 @@ class Target:
     activation: str
     stem_channels: int
     why_float: Mapping[str, str]
+    half: Mapping[str, int] = field(default_factory=dict)
+    single: Mapping[str, str] = field(default_factory=dict)
