@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Literal
 
 from onnxq import runtime
 from onnxq.blockwise import Work
@@ -15,6 +16,7 @@ from onnxq.calibration.data import Data
 from onnxq.channels import Factors, check_balance, divided
 from onnxq.errors import DataError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, skeleton, upgrade
+from onnxq.inner import inner_names, inner_plans
 from onnxq.layers import LAYERS
 from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, QUANTIZE
 from onnxq.pipeline import Context, Outcome, Pass, run
@@ -166,8 +168,9 @@ def prepare(build: Build) -> Placement:
             if build.graph.opset < OLDEST_OPSET:
                 raise Nothing(str(error)) from None
             build.warnings.append(f"{error} Some operators stay in float.")
+    known = inner_names(build.graph) | {(node.name, node.op) for node in build.graph.nodes}
     for pattern in build.recipe.nodes:
-        if not any(matches(pattern, node.name, node.op) for node in build.graph.nodes):
+        if not any(matches(pattern, name, op) for name, op in known):
             build.warnings.append(f"Pattern '{pattern}' of the recipe matches no node and no operator.")
     if all(plan.treatment is Treatment.FLOAT for plan in placement.nodes.values()):
         raise Nothing(_why_nothing(build.graph, placement))
@@ -182,7 +185,10 @@ def place_graph(build: Build, spared: Mapping[str, str] | None = None) -> Placem
         placement = place(graph, build.context.target, recipe, spared, stems=measured)
     else:
         treatment = Treatment.DYNAMIC if build.mode == "dynamic-int8" else Treatment.WEIGHT
-        placement = place_linear(graph, recipe, treatment, 4 if build.mode == "weight-int4" else 8)
+        bits: Literal[4, 8] = 4 if build.mode == "weight-int4" else 8
+        placement = place_linear(graph, recipe, treatment, bits)
+        if treatment is Treatment.WEIGHT:
+            placement.nodes.update(inner_plans(graph, recipe, bits))
     placement.nodes.update(embeddings(graph, recipe))
     return placement
 
@@ -207,8 +213,9 @@ def follow_plan(build: Build, plan: Plan) -> None:
     build.rewrite(plan.rewrites, plan.opset)
     check_balance(build.graph, plan.balance)
     names = {node.name: node for node in run(BALANCE, build.graph, build.context, GIVEN).graph.nodes}
+    inside = {name for name, _ in inner_names(build.graph)}
     for name, decision in plan.nodes.items():
-        if name not in names:
+        if name not in names and name not in inside:
             raise RecipeError(f"The plan names node '{name}', which the model does not have. Make the plan again.")
         if decision.treatment is Treatment.STATIC and decision.op in LAYERS:
             data = names[name].inputs[0].name

@@ -21,6 +21,7 @@ from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.keep_float import KeepFloat
 from onnxq.passes.merge_linear import MergeLinear
 from onnxq.passes.pad_channels import PadChannels
+from onnxq.passes.quantize_bodies import QuantizeBodies
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.quantize_embeddings import QuantizeEmbeddings
 from onnxq.passes.quantize_weights import QuantizeWeights
@@ -58,6 +59,7 @@ QUANTIZE: tuple[Pass, ...] = (
     QuantizeEmbeddings(),
     QuantizeDynamic(),
     QuantizeWeights(),
+    QuantizeBodies(),
     InsertQdq(),  # last: only static operators are written as Q/DQ
 )
 """Write the plan into the graph; each pass takes the nodes of its own treatment."""

@@ -20,6 +20,7 @@ from onnxq.calibration.collect import collect
 from onnxq.calibration.data import open_data
 from onnxq.decision import decide
 from onnxq.graph import Graph, Variable, is_constant, to_model
+from onnxq.inner import inner_plans
 from onnxq.modelfile import load
 from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, PIPELINES, QUANTIZE
 from onnxq.pipeline import Close, Context, Exact, Lossy, Pass, Within, run
@@ -175,14 +176,15 @@ def focus() -> Graph:
 
 
 def conditional() -> Graph:
-    """An If whose bodies capture a weight and inner tensors, before and behind layers."""
-    then, other = "() => (float[a,b,c,d] t) { t = Conv(f, w) }", "() => (float[a,b,c,d] u) { u = Add(f, r) }"
+    """An If whose bodies capture weights and inner tensors, before and behind layers, and hold layers themselves."""
+    then = "() => (float[a,b,c,d] t) { g = MatMul(f, k) t = Conv(g, w) }"
+    other = "() => (float[a,b,c,d] u) { h = MatMul(f, k) u = Add(h, r) }"
     body = f"""
         [one] c = Conv(x, w) [relu] r = Relu(c) [same] i = Identity(r) [two] f = Conv(i, v)
         [sum] m = ReduceSum<keepdims=0>(x) [which] q = Greater(m, zero)
         [if] z = If(q)<then_branch = a {then}, else_branch = b {other}> [end] y = Conv(z, v)
     """
-    weights = {"w": kernel(8, 8, 1, 1), "v": kernel(8, 8, 1, 1, seed=4), "zero": np.float32(0)}
+    weights = {"w": kernel(8, 8, 1, 1), "v": kernel(8, 8, 1, 1, seed=4), "k": kernel(10, 10), "zero": np.float32(0)}
     return read(f"(float[n,8,10,10] x) => (float[n,8,10,10] y) {{ {body} }}", weights)
 
 
@@ -228,6 +230,8 @@ def plan(sample: str, treatment: Treatment, signed: bool = False) -> Plan:
     graph, feeds = normal(sample), SAMPLES[sample].feeds()
     placement = place(graph, CPU, recipe) if treatment is Treatment.STATIC else place_linear(graph, recipe, treatment)
     placement.nodes.update(embeddings(graph, recipe))
+    if treatment is Treatment.WEIGHT:
+        placement.nodes.update(inner_plans(graph, recipe, 8))
     names = {source for source in placement.tensors.values() if source not in placement.fixed}
     names |= set(chain(*placement.sums.values()))
     found = collect(graph, sorted(names), open_data(feeds, graph.interface().inputs), threads=1)
@@ -252,7 +256,9 @@ def balanced(sample: str) -> Plan:
 @cache
 def stage(sample: str, name: str) -> tuple[Graph, Context]:
     """What a pass meets in its pipeline: the graph before it, and the plan."""
-    treatment = {"QuantizeDynamic": Treatment.DYNAMIC, "QuantizeWeights": Treatment.WEIGHT}.get(name, Treatment.STATIC)
+    treatments = {"QuantizeDynamic": Treatment.DYNAMIC}
+    treatments |= dict.fromkeys(("QuantizeWeights", "QuantizeBodies"), Treatment.WEIGHT)
+    treatment = treatments.get(name, Treatment.STATIC)
     if PASSES[name] in NORMALIZE:
         return raw(sample), Context(CPU)
     if PASSES[name] in (*FASTER, *BALANCE):
