@@ -32,6 +32,9 @@ SHRINKS = np.linspace(1.0, 0.6, 17)
 NORM = 0.7
 """HQQ minimizes the sum of the errors to this power, so that a few large ones may stay."""
 
+FAINTEST = 1e-3
+"""Share of the mean importance that every input has at least: samples may miss what others bring."""
+
 SMALLEST = np.finfo(np.float32).smallest_normal
 
 
@@ -129,10 +132,10 @@ def block_round(
     blocks = -(-inputs // block)
     values = np.empty((outputs, blocks, block * bits // 8), np.uint8)
     scale, zero = np.empty((outputs, blocks), np.float32), np.empty((outputs, blocks), np.uint8)
+    factors = None if importance is None else _factors(importance, block)
     for rows, columns in _tiles(blocks, block, outputs):
         x = _tile(weight, rows, columns, block)
-        factors = None if importance is None else _factors(importance, rows, block)
-        steps, origin = _GRIDS[method](x, bits, symmetric, factors)
+        steps, origin = _GRIDS[method](x, bits, symmetric, None if factors is None else factors[rows])
         integers = _nearest(x, steps, origin, bits)
         packed = integers if bits == 8 else integers[:, ::2] | integers[:, 1::2] << 4
         values[columns, rows] = packed.transpose(2, 0, 1)
@@ -153,15 +156,17 @@ def _tile(weight: NDArray[Any], rows: slice, columns: slice, block: int) -> Floa
     part = np.asarray(weight[rows.start * block : rows.stop * block, columns], np.float32)
     missing = (rows.stop - rows.start) * block - len(part)
     filled = np.pad(part, ((0, missing), (0, 0))) if missing else part
-    if not np.isfinite(filled.sum(dtype=np.float64)) and not np.isfinite(filled).all():
+    with np.errstate(invalid="ignore"):
+        suspect = not np.isfinite(filled.sum(dtype=np.float64))
+    if suspect and not np.isfinite(filled).all():
         raise ValueError("it holds NaN or infinity. Repair the model: only finite values quantize.")
     return filled.reshape(-1, block, filled.shape[1])
 
 
-def _factors(importance: NDArray[Any], rows: slice, block: int) -> FloatArray:
-    part = np.asarray(importance[rows.start * block : rows.stop * block], np.float32)
-    mean = part.mean() or 1.0  # what no input ever meets may be rounded at will
-    return np.pad(part / mean, (0, (rows.stop - rows.start) * block - len(part))).reshape(-1, block, 1)
+def _factors(importance: NDArray[Any], block: int) -> FloatArray:
+    """By blocks; only their ratios count."""
+    shares = np.maximum(importance / (importance.mean() or 1.0), FAINTEST).astype(np.float32)
+    return np.pad(shares, (0, -len(shares) % block)).reshape(-1, block, 1)
 
 
 def _range(x: FloatArray, bits: int, symmetric: bool) -> tuple[FloatArray, FloatArray]:
@@ -205,7 +210,8 @@ def _least_squares(
 ) -> tuple[FloatArray, FloatArray]:
     """The grid with the least squared error of those that cover a part of the range.
 
-    With the integers q of a grid given, <x, q> / <q, q> is the best scale: it leaves |x|^2 - <x, q>^2 / <q, q>.
+    With the integers q of a grid given, <x, q> / <q, q> is the best scale: it leaves |x|^2 - <x, q>^2 / <q, q>. The
+    root of what it takes away is compared, which overflows later.
     """
     scale, zero = _range(x, bits, symmetric)
     weighted = x if factors is None else x * factors
@@ -220,11 +226,11 @@ def _least_squares(
 
 
 def _fitted(weighted: FloatArray, steps: FloatArray, factors: FloatArray | None) -> tuple[FloatArray, FloatArray]:
-    """The best scale for these steps, and how much of the square of the weight it explains."""
+    """The best scale for these steps, and the root of how much of the square of the weight it explains."""
     along = np.einsum("bio,bio->bo", weighted, steps)[:, None]
     size = np.einsum("bio,bio->bo", steps, steps if factors is None else steps * factors)[:, None]
-    fit = along / np.where(size > 0, size, 1)
-    return _normal(fit), fit * along
+    size = np.where(size > 0, size, 1)
+    return _normal(along / size), np.abs(along) / np.sqrt(size)
 
 
 def _normal(scale: FloatArray) -> FloatArray:
