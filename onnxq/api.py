@@ -22,6 +22,7 @@ from onnxq.errors import DataError, ModelError, OutputError, RecipeError, Unsupp
 from onnxq.evaluation import Evaluation, check_single, evaluate_session
 from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
+from onnxq.imagined import imagined
 from onnxq.inspection import Summary, has_scales, summarize
 from onnxq.memo import canonical
 from onnxq.metric import check
@@ -31,11 +32,14 @@ from onnxq.passes import PIPELINES
 from onnxq.plan import Plan, Treatment
 from onnxq.planning import calibrate_graph, plan_model
 from onnxq.proof import Proof, by_operator, prove
-from onnxq.recipe import Contract, Mode, Recipe
+from onnxq.recipe import WEIGHT_ONLY, Contract, Mode, Recipe
 from onnxq.result import Result
 from onnxq.shelf import shelf_beside
 from onnxq.study import fingerprint
 from onnxq.version import __version__
+
+SMALL = 1 << 28
+"""Bytes of weights up to which a language model writes the text that it is calibrated with, where nobody gives any."""
 
 NAMELESS = Path("model.onnx")
 """What a model that is only in memory is called."""
@@ -98,6 +102,8 @@ def optimize(
         prompt = find_prompt(options, tested, source.interface())
         seen = held is not None and held is calibration
         build.calibration, build.threads = calibration, options.threads
+        if calibration is None and plan is None and mode in WEIGHT_ONLY and wanted.weight.method == "auto":
+            build.calibration = _imagined(reference, source, options)
         judged = plan is None and (wanted.mode in ("auto", "mixed-int8") or bool(wanted.contract.model_fields_set))
         delivery = Delivery((reference, source), target, tested, seen, judged, options)
         try:
@@ -113,6 +119,13 @@ def optimize(
         result = _written(result, prompt, build, delivery)
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
+
+
+def _imagined(path: Path, source: Graph, options: Options) -> Data | None:
+    """Text by a language model itself, where it is small enough to write some in little time."""
+    if sum(int(tensor._values.nbytes) for tensor in source.weights()) > SMALL:
+        return None
+    return imagined(runtime.Session(path, threads=options.threads), options.progress)
 
 
 def _wishes(source: Graph, recipe: Recipe, mode: Mode, data: Data | None) -> str:

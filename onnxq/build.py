@@ -16,13 +16,14 @@ from onnxq.calibration.data import Data
 from onnxq.channels import Factors, check_balance, divided
 from onnxq.errors import DataError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, skeleton, upgrade
+from onnxq.half_weights import half_already, half_weights
 from onnxq.inner import inner_names, inner_plans
 from onnxq.layers import LAYERS
 from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, QUANTIZE
 from onnxq.pipeline import Context, Outcome, Pass, run
 from onnxq.placement import Placement, embeddings, needed_opset, place, place_linear
 from onnxq.plan import Plan, Treatment
-from onnxq.recipe import Mode, Recipe, matches
+from onnxq.recipe import WEIGHT_ONLY, Mode, Recipe, matches
 from onnxq.rewrite import Change
 from onnxq.shelf import Shelf
 from onnxq.spec import Fact, has_integer_operators
@@ -155,6 +156,8 @@ def prepare(build: Build) -> Placement:
         Nothing: no operator can run on integers.
         UnsupportedModel: the runtime refuses the model.
     """
+    if build.mode == "fp16" and half_already(build.graph):
+        raise Nothing("The weights of the model are in half precision already.")
     typed(build.graph)
     build.apply(NORMALIZE, frozenset())
     placement = place_graph(build)
@@ -173,13 +176,15 @@ def prepare(build: Build) -> Placement:
         if not any(matches(pattern, name, op) for name, op in known):
             build.warnings.append(f"Pattern '{pattern}' of the recipe matches no node and no operator.")
     if all(plan.treatment is Treatment.FLOAT for plan in placement.nodes.values()):
-        raise Nothing(_why_nothing(build.graph, placement))
+        raise Nothing(_why_nothing(build.graph, placement, build.mode))
     return placement
 
 
 def place_graph(build: Build, spared: Mapping[str, str] | None = None) -> Placement:
     """Where integers pay; `spared` gives the reason for each node that is kept from them."""
     graph, recipe = build.graph, build.recipe
+    if build.mode == "fp16":
+        return Placement(half_weights(graph, recipe), {}, {}, {})
     if build.mode in ("static-int8", "mixed-int8"):
         measured = build.mode == "mixed-int8"
         placement = place(graph, build.context.target, recipe, spared, stems=measured)
@@ -193,7 +198,10 @@ def place_graph(build: Build, spared: Mapping[str, str] | None = None) -> Placem
     return placement
 
 
-def _why_nothing(graph: Graph, placement: Placement) -> str:
+def _why_nothing(graph: Graph, placement: Placement, mode: Mode) -> str:
+    if mode == "fp16":
+        why = next((plan.reason for plan in placement.nodes.values()), "It holds no float32 weight that is worth it.")
+        return f"Nothing can be stored in half precision: {why[0].lower()}{why[1:]}"
     layers = [(n, p) for n, p in placement.nodes.items() if p.op in WEIGHTED]
     if layers:
         name, plan = layers[0]
@@ -236,7 +244,7 @@ def quantize(build: Build) -> None:
         build.apply(QUANTIZE, GIVEN)
         if build.recipe.format == "integer":
             build.apply(FOLD, GIVEN | {Fact.QDQ})
-    if build.mode in ("weight-int8", "weight-int4"):
+    if build.mode in WEIGHT_ONLY:
         with build.stage("round"):
             round_weights(build, exact)
 

@@ -36,7 +36,7 @@ from onnxq.passes import BALANCE, FASTER, FOLD, QUANTIZE
 from onnxq.pipeline import Context, run
 from onnxq.placement import Placement
 from onnxq.plan import BalancePlan, Plan, Treatment
-from onnxq.recipe import RangeRule
+from onnxq.recipe import WEIGHT_ONLY, RangeRule
 from onnxq.search.balance import Site, find_balance, sites
 from onnxq.search.forms import Forms, layer_shares
 from onnxq.search.grouping import Grouping
@@ -48,6 +48,7 @@ from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
 from onnxq.spec import has_qdq
 from onnxq.study import Study, by_rule, fingerprint
 from onnxq.version import __version__
+from onnxq.weight_plans import weight_plans
 
 RULES: tuple[RangeRule, ...] = ("mse", "percentile", "entropy", "minmax")
 """What `range = "auto"` tries for all tensors alike, in the order of preference."""
@@ -104,6 +105,9 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
     study = Study(build, placement, found, data, options.threads, options.memory, options.memo, rewrites, opset)
     with build.stage("plan"):
         plan = study.plan()
+    if build.mode in WEIGHT_ONLY:
+        with build.stage("search"):
+            return weight_plans(build, plan)
     if data is None or not plan.tensors:
         return [plan]
     study.plain = plain

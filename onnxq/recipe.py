@@ -14,6 +14,9 @@ from onnxq.errors import RecipeError
 from onnxq.quantities import bytes_of, share_of
 
 Mode = Literal["auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8", "weight-int4", "fp16"]
+WEIGHT_ONLY: tuple[Mode, ...] = ("weight-int8", "weight-int4")
+"""Those that store weights in blocks of integers, and leave activations in floats."""
+
 Method = Literal["auto", "rtn", "hqq", "awq", "gptq"]
 RangeRule = Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"]
 ActivationFormat = Literal["uint8", "int8"]

@@ -188,7 +188,7 @@ def _range(x: FloatArray, bits: int, symmetric: bool) -> tuple[FloatArray, Float
 
 def _steps(x: FloatArray, scale: FloatArray, zero: FloatArray, bits: int) -> FloatArray:
     """The nearest integers less the zero point."""
-    steps = x * (1 / scale)
+    steps = np.asarray(x * (1 / scale), np.float32)
     np.rint(steps, out=steps)
     np.maximum(steps, -zero, out=steps)
     np.minimum(steps, (1 << bits) - 1 - zero, out=steps)
