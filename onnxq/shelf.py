@@ -42,7 +42,7 @@ class Shelf:
         return replace(self, prefix=prefix, latest=None)
 
     def get(self, name: str) -> Blocked | None:
-        """The weight of this name, where it was put."""
+        """The weight of this name, where it was put; a broken file counts as absent."""
         if self.latest is not None and self.latest[0] == name:
             return self.latest[1]
         found = self.held.get(self.prefix + name) if self.folder is None else self._read(self._place(name))
@@ -88,12 +88,12 @@ class Shelf:
 
     def _read(self, place: Path) -> Blocked | None:
         try:
-            with np.load(place) as file:
+            with open(place, "rb") as stream, np.load(stream) as file:
                 parts: dict[str, Any] = {key: file[key] for key in file.files}
-        except (OSError, ValueError, BadZipFile):
+                bits, inputs = (int(value) for value in parts["size"])
+                return Blocked(parts["values"], parts["scale"], parts.get("zero_point"), bits, inputs)
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile):
             return None
-        bits, inputs = (int(value) for value in parts["size"])
-        return Blocked(parts["values"], parts["scale"], parts.get("zero_point"), bits, inputs)
 
 
 @contextmanager
