@@ -45,7 +45,9 @@ class Relay:
 
     def reach(self, name: str) -> Iterator[Array]:
         """Run on to a tensor, and yield it batch by batch. Raises DataError where the model fails on the data."""
-        present = set(self.held[0]) if self.held else set()
+        if not self.held:
+            return
+        present = set(self.held[0])
         leg = self._leg(name, present)
         made = {tensor.name for node in leg for tensor in node.outputs if tensor.name}
         self.done |= leg
