@@ -31,6 +31,7 @@ from onnxq.numerics.rounding.gptq import gptq
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import Weight
 from onnxq.relay import Relay
+from onnxq.search.region import successors
 from onnxq.shelf import Shelf
 from onnxq.weights import as_matrix, blocked_weight, matrix_shape, shelf_name
 
@@ -103,9 +104,10 @@ class Work:
         batches = list(self.data.batches())
         exact, rounded = (Relay.start(graph, batches, self.threads) for graph in (self.graph, self.rounded))
         total, done, levels = sum(map(len, groups.values())), 0, dict[str, int]()
-        nodes = {node.name: node for node in self.rounded.nodes}
+        nodes = successors(self.graph, self.rounded)
         for name, layers in groups.items():
-            view = self._view(name, zip(batches, exact.reach(name), rounded.reach(name), strict=True))
+            pairs = zip(batches, exact.reach(name), rounded.reach(name), strict=True)
+            view = self._view(name, pairs, max(1, ROWS // len(batches)))
             for layer in layers:
                 if self._round(layer, view) > LOUD and self.plan.nodes[layer.node.name].bits == 4:
                     levels[layer.node.name] = nodes[layer.node.name].attrs["accuracy_level"] = 0
@@ -133,9 +135,9 @@ class Work:
                 found.setdefault(layer.data.name, []).append(layer)
         return found
 
-    def _view(self, name: str, pairs: Iterator[tuple[Mapping[str, Array], Array, Array]]) -> View:
-        gram, cross = np.zeros(()), np.zeros(())
-        kept, samples = list[Array](), len(self.data or ())
+    def _view(self, name: str, pairs: Iterator[tuple[Mapping[str, Array], Array, Array]], most: int) -> View:
+        """`most` is how many rows of a batch are kept."""
+        gram, cross, kept = np.zeros(()), np.zeros(()), list[Array]()
         for feeds, exact, rounded in pairs:
             mask = mask_of(feeds)
             x, y = (unmasked(value, mask) for value in (exact, rounded))
@@ -143,7 +145,7 @@ class Work:
             finite = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
             x, y = x[finite], y[finite]
             gram, cross = gram + y.T @ y, cross + y.T @ x
-            kept.append(y[:: max(1, len(y) * samples // ROWS)].astype(np.float32))
+            kept.append(y[:: max(1, -(-len(y) // most))].astype(np.float32))
         rows = np.concatenate(kept)
         if not len(rows):
             raise DataError(f"Tensor '{name}' is NaN or infinite for all of the data. Check the preprocessing.")
