@@ -109,8 +109,9 @@ class Work:
             pairs = zip(batches, exact.reach(name), rounded.reach(name), strict=True)
             view = self._view(name, pairs, max(1, ROWS // len(batches)))
             for layer in layers:
-                if self._round(layer, view) > LOUD and self.plan.nodes[layer.node.name].bits == 4:
-                    levels[layer.node.name] = nodes[layer.node.name].attrs["accuracy_level"] = 0
+                loud, node = self._round(layer, view) > LOUD, nodes[layer.node.name]
+                if loud and node.attrs.get("bits") == 4:
+                    levels[node.name] = node.attrs["accuracy_level"] = 0
                 done += 1
                 self.progress("round", done, total)
         return levels

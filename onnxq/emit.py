@@ -63,7 +63,7 @@ def to_model(
 
 def skeleton(graph: Graph, extra_outputs: Iterable[str]) -> ModelProto:
     """The graph without its large weights, which are inputs here: enough to tell the types of all tensors."""
-    large = {t.name: t for t in graph.weights() if t._values.dtype.kind in "fu" and t._values.nbytes > LARGE}
+    large = {t.name: t for t in graph.weights() if t._values.dtype.kind in "fuV" and t._values.nbytes > LARGE}
     kept = [tensor for tensor in graph.weights() if tensor.name not in large]
     model = to_model(graph, extra_outputs=extra_outputs, weights=kept)
     specs = [TensorSpec(name, t._values.dtype, tuple(t._values.shape)) for name, t in sorted(large.items())]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.graph import Array, Constant, Graph, Later, Tensor
+from onnxq.graph import UINT4, Array, Constant, Graph, Later, Tensor
 from onnxq.layers import Layer
 from onnxq.numerics.rounding.blocks import Blocked
 from onnxq.plan import NodePlan
@@ -36,7 +36,8 @@ def stored_blocks(graph: Graph, layer: Layer, settings: Weight, bits: int, shelf
 
     A weight is rounded when they are read, unless it lies on the shelf.
     """
-    name, key, kind = layer.weight.name, shelf_name(layer, bits), layer.weight.dtype
+    name, key = layer.weight.name, shelf_name(layer, bits)
+    kind = layer.data.dtype if layer.data.dtype == np.float16 else layer.weight.dtype  # as what it is multiplied with
     outputs, inputs = matrix_shape(layer)
     block = settings.block(inputs)
     blocks = -(-inputs // block)
@@ -56,6 +57,36 @@ def stored_blocks(graph: Graph, layer: Layer, settings: Weight, bits: int, shelf
         return [values, scale]
     size = -(-blocks * bits // 8)
     return [values, scale, part("zero_point", (outputs, size), np.uint8, lambda found: found.packed_zero_point())]
+
+
+def dequantized_blocks(graph: Graph, layer: Layer, settings: Weight, bits: int, shelf: Shelf) -> Tensor:
+    """The weight as a blocked DequantizeLinear makes it, [inputs, outputs], in standard operators of opset 21.
+
+    DequantizeLinear(values [inputs, outputs], scale [blocks, outputs], zero point likewise; axis 0)
+    """
+    name, key, kind = layer.weight.name, shelf_name(layer, bits), layer.weight.dtype
+    outputs, inputs = matrix_shape(layer)
+    block = settings.block(inputs)
+    grids = (-(-inputs // block), outputs)
+    integers = np.dtype(np.uint8) if bits == 8 else UINT4
+    assert kind is not None
+
+    def part(wish: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[Blocked], Array]) -> Tensor:
+        def make() -> Array:
+            values = read(shelf.of(key, lambda: blocked_weight(layer, settings, bits)))
+            return np.ascontiguousarray(values.T).astype(dtype)
+
+        return Constant(graph.fresh(f"{name}_{wish}"), Later(shape, dtype, make))
+
+    def zeros(found: Blocked) -> Array:
+        return np.full(grids[::-1], found.middle, np.uint8) if found.zero_point is None else found.zero_point
+
+    values = part("quantized", (inputs, outputs), integers, lambda found: found.integers())
+    scale = part("scale", grids, np.dtype(kind), lambda found: found.scale)
+    made = graph.variable(f"{name}_dequantized", kind, (inputs, outputs))
+    read = [values, scale, part("zero_point", grids, integers, zeros)]
+    graph.add("DequantizeLinear", read, [made], name=f"{name}_dequantize", axis=0, block_size=block)
+    return made
 
 
 def with_bias(parts: Parts, bias: Tensor | None = None) -> Parts:

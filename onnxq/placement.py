@@ -16,7 +16,7 @@ import numpy as np
 from onnxq.graph import Graph, Node, Tensor, is_constant
 from onnxq.layers import LAYERS, SINGLE, WIDE, Layer, is_masking, layer_of, only_reader, pads_with_zeros
 from onnxq.plan import NodePlan, Treatment
-from onnxq.recipe import Mode, Recipe
+from onnxq.recipe import WEIGHT_ONLY, Mode, Recipe
 from onnxq.targets import Target
 
 BESIDE_FLOATS = "Its neighbours are float: Q and DQ around it would cost more than it saves."
@@ -292,6 +292,8 @@ def needed_opset(graph: Graph, placement: Placement, recipe: Recipe, mode: Mode)
         return 11  # DynamicQuantizeLinear
     if mode == "fp16":
         return 7  # Cast with the number of a type, and all else that the runtime knows
+    if mode in WEIGHT_ONLY and recipe.format == "qdq":
+        return 21  # DequantizeLinear in blocks
     if not static:
         return graph.opset
     if recipe.format == "qdq":

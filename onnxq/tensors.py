@@ -154,11 +154,13 @@ class Later(LazyValues):  # type: ignore[misc]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        """Bytes of the values as they are stored."""
+        return -(-math.prod(self.shape) * PACKED.get(self.kind, 8 * self.dtype.itemsize) // 8)
 
-    def raw(self) -> memoryview:
-        """The bytes of the values."""
+    def raw(self) -> bytes | memoryview:
+        """The bytes of the values, as ONNX packs them."""
+        if self.kind in PACKED:
+            return bytes(onnx.numpy_helper.from_array(self.load()).raw_data)
         return np.ascontiguousarray(self.load()).reshape(-1).view(np.uint8).data
 
     def load(self) -> Array:
@@ -174,6 +176,10 @@ def element_type(code: int) -> np.dtype:
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
     except (KeyError, TypeError):
         return np.dtype(object)
+
+
+UINT4 = element_type(TensorProto.UINT4)
+"""Integers of 4 bits."""
 
 
 def weight(tensor: Tensor) -> Array:

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from onnxq.graph import MICROSOFT, Graph
 from onnxq.layers import WIDE, Layer, bias_row, layer_of
-from onnxq.nbits import Parts, attributes, stored_blocks, with_bias
+from onnxq.nbits import Parts, attributes, dequantized_blocks, stored_blocks, with_bias
 from onnxq.pipeline import Context, Lossy, Promise
-from onnxq.plan import Treatment
+from onnxq.plan import NodePlan, Treatment
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
 from onnxq.weights import shelf_name
@@ -21,6 +21,7 @@ class QuantizeWeights:
     """Store the weight of a linear layer in blocks of 8-bit or 4-bit integers.
 
         MatMul(x, w) => MatMulNBits(x, w'),  a scale for each `block_size` inputs of an output
+        MatMul(x, w) => MatMul(x, DequantizeLinear(w'))       in the form qdq
 
     A weight is rounded when it is read, unless it lies on the shelf. Leaves alone what the plan does not name.
     """
@@ -40,8 +41,24 @@ class QuantizeWeights:
             name, op, output, decision = node.name, node.op, layer.output, plan.nodes[node.name]
             key = shelf_name(layer, decision.bits)
             if key not in stored:
-                stored[key] = stored_blocks(graph, layer, settings, decision.bits, context.shelf)
-            parts, described = with_bias(stored[key], *bias_row(graph, layer)), attributes(layer, settings, decision)
+                stored[key] = self._stored(graph, layer, context, decision)
+            bias = bias_row(graph, layer)
             graph.remove(node, *layer.tail)
+            if plan.recipe.format == "qdq":
+                product = graph.variable(f"{output.name}_product", output.dtype, output.shape) if bias else output
+                graph.add("MatMul", [layer.data, *stored[key]], [product], name=name)
+                if bias:
+                    graph.add("Add", [product, *bias], [output], name=f"{name}_bias")
+                yield Change(name, op, "DequantizeLinear, MatMul", decision.reason)
+                continue
+            parts, described = with_bias(stored[key], *bias), attributes(layer, settings, decision)
             graph.add("MatMulNBits", [layer.data, *parts], [output], name=name, domain=MICROSOFT, **described)
             yield Change(name, op, "MatMulNBits", decision.reason)
+
+    def _stored(self, graph: Graph, layer: Layer, context: Context, decision: NodePlan) -> Parts:
+        """The weight as the form of the recipe wants it."""
+        assert context.plan is not None
+        asked = layer, context.plan.recipe.weight, decision.bits, context.shelf
+        return (
+            [dequantized_blocks(graph, *asked)] if context.plan.recipe.format == "qdq" else stored_blocks(graph, *asked)
+        )
