@@ -111,7 +111,7 @@ class Work:
             for layer in layers:
                 loud, node = self._round(layer, view) > LOUD, nodes[layer.node.name]
                 if loud and node.attrs.get("bits") == 4:
-                    levels[node.name] = node.attrs["accuracy_level"] = 0
+                    levels[layer.node.name] = node.attrs["accuracy_level"] = 0
                 done += 1
                 self.progress("round", done, total)
         return levels
