@@ -8,6 +8,8 @@ from onnx import parser
 
 from onnxq.graph import Graph, from_model
 from onnxq.layers import (
+    LAYERS,
+    WIDE,
     Layer,
     clip_limits,
     clips_at_zero,
@@ -23,7 +25,7 @@ WEIGHTS = (
     "float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[3] b = {1, 2, 3}, float[1, 3] row = {1, 2, 3},"
     "float[1, 1, 3] deep = {1, 2, 3}, float[3, 1] column = {1, 2, 3}, float[2, 1, 1, 1] k = {1, 2},"
     "float[2] kb = {1, 2}, float16[2, 3] half = {1, 2, 3, 4, 5, 6}, float[2, 0] empty = {},"
-    "float[1, 2, 3] cube = {1, 2, 3, 4, 5, 6}, float16[3] hb = {1, 2, 3},"
+    "double[2, 3] wide = {1, 2, 3, 4, 5, 6}, float[1, 2, 3] cube = {1, 2, 3, 4, 5, 6}, float16[3] hb = {1, 2, 3},"
     "float[3, 3] square = {1, 2, 3, 4, 5, 6, 7, 8, 9},"
     "float zero = {0}, float[1] six = {6}, float one = {1}, float minus = {-1}"
 )
@@ -149,6 +151,42 @@ def test_what_absorbs_depends_on_the_target() -> None:
 )
 def test_what_is_no_layer_says_why(body: str, inputs: str, sentence: str) -> None:
     assert layer(body, inputs) == sentence
+
+
+WIDE_CASES: dict[str, tuple[str, str, str, list[str] | str]] = {
+    "MatMul": ("y = MatMul(x, half)", "float16[N, 2] x", "float16[N, 3] y", ["half", "", ""]),
+    "MatMul with bias": (
+        "t = MatMul(x, half) y = Add(t, hb)",
+        "float16[N, 2] x",
+        "float16[N, 3] y",
+        ["half", "hb", "Add"],
+    ),
+    "Gemm": ("y = Gemm(x, half, hb)", "float16[N, 2] x", "float16[N, 3] y", ["half", "hb", ""]),
+    "float32": ("y = Gemm(x, w, b)", "float[N, 2] x", "float[N, 3] y", ["w", "b", ""]),
+    "types that differ": ("y = Gemm(x, w, hb)", "float[N, 2] x", "float[N, 3] y", "Its bias is no constant row."),
+    "wider still": (
+        "t = Cast<to=11>(x) y = MatMul(t, wide)",
+        "float[N, 2] x",
+        "double[N, 3] y",
+        "Its weight is float64, not float32 or float16.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WIDE_CASES)
+def test_weights_alone_in_integers_may_be_in_half_precision(case: str) -> None:
+    """Weight, bias and tail; where activations become integers too, only float32 will do."""
+    body, inputs, outputs, expected = WIDE_CASES[case]
+    graph = graph_of(body, inputs, outputs)
+    node = next(node for node in graph.nodes if node.op in LAYERS)
+    found = layer_of(graph, node, ABSORBED, WIDE)
+    if not isinstance(found, Layer):
+        assert found == expected
+        return
+    names = [found.weight.name, found.bias.name if found.bias else "", "".join(node.op for node in found.tail)]
+    assert names == expected
+    narrow = layer_of(graph, node, ABSORBED)
+    assert isinstance(narrow, Layer) if case == "float32" else narrow == "Its weight is float16, not float32."
 
 
 def test_a_transposed_weight_has_its_columns_first() -> None:
