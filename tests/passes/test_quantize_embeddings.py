@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from onnxq.graph import Graph, weight
+from onnxq.numerics.affine import quantize_weight
+from onnxq.passes import quantize_embeddings
 from onnxq.passes.quantize_embeddings import QuantizeEmbeddings
 from onnxq.plan import NodePlan, Plan, Treatment
 from onnxq.recipe import Recipe
@@ -108,3 +110,34 @@ def test_leaves_layers_of_the_same_treatment_alone() -> None:
     result = apply(QuantizeEmbeddings(), before, plan("emb", "fc"))
     assert ops(result.graph).count("MatMul") == 1
     assert [c.node for c in changes(result)] == ["emb"]
+
+
+def test_a_table_in_half_precision_hands_on_what_it_did() -> None:
+    half = (TABLE / 8).astype(np.float16)
+    before = read("(int64[2,3] ids) => (float16[a,b,c] y) { [emb] y = Gather(t, ids) }", {"t": half})
+    after = apply(QuantizeEmbeddings(), before, plan("emb")).graph
+    tensors = after.tensors()
+    assert [tensors[name].dtype for name in ("t_quantized", "t_scale")] == [np.int8, np.float16]
+    (cast,) = [node for node in after.nodes if node.op == "Cast"]
+    assert cast.attrs == {"to": 10}
+    (have,) = execute(after, IDS)
+    assert have.dtype == np.float16
+    assert noise(before, after) > LEAST
+
+
+def test_a_table_is_rounded_when_it_is_read_and_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one is never held in floats; where its parts end does not show."""
+    before, parts = model("[emb] y = Gather(t, ids)"), list[int]()
+
+    def counted(values: Array, *wishes: Any, **more: Any) -> Any:
+        parts.append(len(values))
+        return quantize_weight(values, *wishes, **more)
+
+    whole = apply(QuantizeEmbeddings(), before, plan("emb")).graph.tensors()
+    monkeypatch.setattr(quantize_embeddings, "quantize_weight", counted)
+    monkeypatch.setattr(quantize_embeddings, "PART", 7 * 8)
+    found = apply(QuantizeEmbeddings(), before, plan("emb")).graph.tensors()
+    assert parts == []
+    for name in ("t_quantized", "t_scale"):
+        np.testing.assert_array_equal(weight(found[name]), weight(whole[name]))
+    assert parts[:8] == [7] * 7 + [1]
