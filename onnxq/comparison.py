@@ -14,7 +14,7 @@ import numpy as np
 from onnxq.calibration.collect import Progress, silent, unmasked
 from onnxq.calibration.data import Data, mask_of
 from onnxq.errors import DataError
-from onnxq.numerics.metrics import turned_share
+from onnxq.numerics.metrics import kl_divergence, turned_share
 from onnxq.plan import Record
 from onnxq.runtime import Feeds, Session
 
@@ -37,6 +37,8 @@ class OutputProof(Record):
         max_error: largest absolute difference.
         agreement: share of equal argmax over the last axis (of integers: of equal values), where the output looks like
             a classifier's or there are labels for it.
+        kl: mean over rows of KL(float model's probabilities || quantized model's), in nats, where the output looks like
+            a classifier's.
         top1_float: share of labels that the float model gets right, where there are labels.
         top1: the same for the quantized model.
         finite: whether the quantized output holds neither NaN nor infinity that the float output does not hold.
@@ -47,6 +49,7 @@ class OutputProof(Record):
     sqnr_db: float | None
     max_error: float
     agreement: float | None = None
+    kl: float | None = None
     top1_float: float | None = None
     top1: float | None = None
     finite: bool = True
@@ -143,6 +146,10 @@ class Decisions:
     """Labels that the float model gets right and the quantized one wrong."""
     margins: list[Array] = field(default_factory=list)
     """By how much the float model's decisions beat the next best one."""
+    divergence: float = 0.0
+    """Of the probabilities, summed over rows."""
+    compared: int = 0
+    """Rows that have probabilities."""
     shifts: list[Array] = field(default_factory=list)
     """By how much the quantized model moves the difference of the two."""
 
@@ -169,6 +176,7 @@ class Decisions:
         pair = [x[keep].astype(np.float64) for x in (expected, got)]
         if _are_probabilities(pair[0]):
             pair = [np.log(np.maximum(x, LEAST_PROBABILITY)) for x in pair]
+        self._diverge(*pair)
         best = np.argpartition(pair[0], -2, axis=-1)[..., -2:]
         with np.errstate(invalid="ignore"):
             before, after = (np.diff(np.take_along_axis(x, best, -1), axis=-1)[..., 0] for x in pair)
@@ -176,6 +184,14 @@ class Decisions:
         usable = np.isfinite(before)  # what is hidden by -inf is no rival
         self.margins.append(np.abs(before[usable]))
         self.shifts.append(np.where(np.isfinite(moved), moved, np.inf)[usable])
+
+    def _diverge(self, expected: Array, got: Array) -> None:
+        """Take in how far the probabilities are apart, where both models give some."""
+        whole = np.isfinite(expected).all(-1) & np.isfinite(got).all(-1)
+        count = int(np.count_nonzero(whole))
+        if count:
+            self.divergence += count * kl_divergence(expected[whole], got[whole])
+            self.compared += count
 
     @property
     def turned(self) -> float | None:
@@ -238,6 +254,7 @@ class Comparison:
             sqnr_db=sqnr(values.signal, values.noise),
             max_error=values.largest,
             agreement=made.same / made.rows if made.rows else None,
+            kl=made.divergence / made.compared if made.compared else None,
             top1_float=made.right_float / made.labelled if made.labelled else None,
             top1=made.right / made.labelled if made.labelled else None,
             finite=values.finite,

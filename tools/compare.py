@@ -4,7 +4,7 @@
                             [--threads 1] [--test N] [--json FILE] [--markdown FILE]
 
 A peer is `onnxq:RECIPE`, with any further options after a plus sign (`onnxq:static-int8+--range=entropy`), where
-`auto` is onnxq with no recipe at all; or `ort:` and a variant of `tools/ort_quantizer.py`. Each tool runs as a process
+`auto` is onnxq with no recipe at all and `+no-data` leaves the data out; or `ort:` and a variant of `tools/ort_quantizer.py`. Each tool runs as a process
 of its own, so its peak memory is its own; onnxq starts without its cache, so its time is that of a first run. A crash
 is a row with its last line of error, a rejection one with its reason. CPU seconds show what ran on several threads.
 """
@@ -36,7 +36,8 @@ from zoo import TASKS, Array, Items, Task, ZooError, count, save
 DEFAULT_PEERS = ("onnxq:auto", *(f"ort:{variant}" for variant in VARIANTS))
 TRANSFORMERS_ONLY = tuple(f"ort:{variant}" for variant in FOR_TRANSFORMERS)
 FLOAT = "float"
-WITHOUT_DATA = ("dynamic-int8", "weight-int8")
+WITHOUT_DATA = ("dynamic-int8",)
+NO_DATA = "no-data"
 QUANTIZER = Path(__file__).with_name("ort_quantizer.py")
 
 
@@ -76,10 +77,12 @@ class Peer:
         """The command line that makes `out` from `model`."""
         if self.tool == "ort":
             return [sys.executable, str(QUANTIZER), self.recipe, str(model), str(data), str(out), str(threads)]
-        with_data = [] if self.recipe in WITHOUT_DATA else ["--data", str(data)]
+        without = self.recipe in WITHOUT_DATA or NO_DATA in self.options
+        with_data = [] if without else ["--data", str(data)]
         recipe = [] if self.recipe == "auto" else ["--recipe", self.recipe]
         head = [sys.executable, "-m", "onnxq", "optimize", str(model), "-o", str(out), *with_data, *recipe]
-        return [*head, "--threads", str(threads), "--json", "--quiet", *self.options]
+        options = [option for option in self.options if option != NO_DATA]
+        return [*head, "--threads", str(threads), "--json", "--quiet", *options]
 
 
 def _decision(run: ToolRun, printed: str) -> ToolRun:

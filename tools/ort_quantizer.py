@@ -74,13 +74,16 @@ class Dynamic:
 
 @dataclass(frozen=True)
 class Blocks:
-    """`MatMulNBitsQuantizer`: weights with a scale for each block, symmetric.
+    """`MatMulNBitsQuantizer`: weights with a scale for each block.
 
-    Accuracy level 4 lets the kernel quantize activations to 8 bits while the model runs.
+    Accuracy level 4 lets the kernel quantize activations to 8 bits while the model runs. Of its algorithms `default`
+    and `rtn` round to nearest; only `gptq` looks at data.
     """
 
     bits: int
     block_size: int
+    symmetric: bool = True
+    algorithm: str = "default"
 
     def quantize(self, model: Path, data: str, out: str) -> None:
         """Write the quantized model."""
@@ -88,10 +91,30 @@ class Blocks:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         quantizer = MatMulNBitsQuantizer(
-            onnx.load(model), bits=self.bits, block_size=self.block_size, is_symmetric=True, accuracy_level=4
+            onnx.load(model),
+            bits=self.bits,
+            block_size=self.block_size,
+            is_symmetric=self.symmetric,
+            accuracy_level=4,
+            algo_config=self._config(data),
         )
         quantizer.process()
         quantizer.model.save_model_to_file(out, use_external_data_format=False)
+
+
+    def _config(self, data: str) -> Any:
+        """The algorithm with its own settings."""
+        from onnxruntime.quantization import matmul_nbits_quantizer as own
+
+        if self.algorithm == "hqq":
+            return own.HQQWeightOnlyQuantConfig(block_size=self.block_size, bits=self.bits)
+        if self.algorithm == "rtn":
+            return own.RTNWeightOnlyQuantConfig()
+        if self.algorithm == "k-quant":
+            return own.KQuantWeightOnlyQuantConfig()
+        if self.algorithm == "gptq":
+            return own.GPTQWeightOnlyQuantConfig(_Reader(data), block_size=self.block_size, actorder=True)
+        return None
 
 
 VARIANTS: Mapping[str, Static | Dynamic | Blocks] = MappingProxyType({
@@ -109,6 +132,11 @@ VARIANTS: Mapping[str, Static | Dynamic | Blocks] = MappingProxyType({
     "nbits8-128": Blocks(8, 128),
     "nbits4": Blocks(4, 32),
     "nbits4-128": Blocks(4, 128),
+    "nbits4-affine": Blocks(4, 32, symmetric=False),
+    "nbits4-hqq": Blocks(4, 32, algorithm="hqq"),
+    "nbits4-rtn": Blocks(4, 32, algorithm="rtn"),
+    "nbits4-kquant": Blocks(4, 32, algorithm="k-quant"),
+    "nbits4-gptq": Blocks(4, 32, algorithm="gptq"),
 })  # fmt: skip
 
 FOR_TRANSFORMERS = tuple(
