@@ -19,6 +19,7 @@ from onnxq.graph import Graph, is_constant, skeleton, upgrade
 from onnxq.half_weights import half_already, half_weights
 from onnxq.inner import inner_names, inner_plans
 from onnxq.layers import LAYERS
+from onnxq.lookups import stored_lookups
 from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, QUANTIZE
 from onnxq.pipeline import Context, Outcome, Pass, run
 from onnxq.placement import Placement, embeddings, needed_opset, place, place_linear
@@ -195,6 +196,7 @@ def place_graph(build: Build, spared: Mapping[str, str] | None = None) -> Placem
         if treatment is Treatment.WEIGHT:
             placement.nodes.update(inner_plans(graph, recipe, bits))
     placement.nodes.update(embeddings(graph, recipe))
+    placement.nodes.update(stored_lookups(graph, placement.nodes, recipe))
     return placement
 
 

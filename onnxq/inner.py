@@ -143,7 +143,9 @@ def inner_plans(graph: Graph, recipe: Recipe, bits: Literal[4, 8]) -> dict[str, 
     plans: dict[str, NodePlan] = {}
     for inner in inner_layers(graph):
         node = inner.layer.node
-        if not all(recipe.override(name, node.op).quantize for name in (inner.name, node.name)):
+        if recipe.format == "qdq":
+            reason, treatment = "In a body, the form qdq is not written.", Treatment.FLOAT
+        elif not all(recipe.override(name, node.op).quantize for name in (inner.name, node.name)):
             reason, treatment = "The recipe keeps it in float.", Treatment.FLOAT
         elif inner.obstacle:
             reason, treatment = inner.obstacle, Treatment.FLOAT

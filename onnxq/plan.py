@@ -48,6 +48,7 @@ class NodePlan(Record):
         reason: why.
         per_channel: whether its weight has a scale for each output channel.
         bits: width of its weight where that alone is stored in integers: 8 or 4.
+        shares: the layer in whose blocks a table is looked up, with the bits of that; empty: it has its own.
         accuracy_level: of the kernel of such a weight: 4 rounds what it reads to 8 bits, which is fast; 0 does not.
         measured: what decided, where it was measured: noise over signal and microseconds, by form.
         rounding: how the integers of its weight differ from the nearest ones, as `weights.differences` writes it; empty
@@ -59,6 +60,7 @@ class NodePlan(Record):
     reason: str
     per_channel: bool = True
     bits: Literal[4, 8] = 8
+    shares: str = ""
     accuracy_level: Literal[0, 4] = 4
     measured: dict[str, float] = {}
     rounding: str = ""

@@ -71,6 +71,8 @@ class Weight(Settings):
         rounding: `nearest`, or `auto`: so that the errors of a static layer's inputs cancel at its output where that
             was measured to pay; needs data.
         embeddings: whether embedding tables (Gather) are stored in 8 bits.
+        embedding_bits: 8: a scale for each row; 4: blocks like those of weights alone. None: a table that is also the
+            weight of such a layer shares the blocks of that, and others take 8.
         block_size: inputs of an output that share a scale where the weight alone is stored in integers; `channel` is
             all of them.
         bits: of such weights on average, from 4 to 8: between them, the layers that need it most get 8. None: as the
@@ -87,6 +89,7 @@ class Weight(Settings):
     correct_bias: bool = True
     rounding: Literal["nearest", "auto"] = "auto"
     embeddings: bool = True
+    embedding_bits: Literal[4, 8] | None = None
     block_size: Literal[16, 32, 64, 128, 256, "channel"] = 32
     bits: float | None = Field(default=None, ge=4, le=8)
     method: Method = "auto"

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from onnxq.graph import MICROSOFT, Graph
 from onnxq.layers import WIDE, Layer, bias_row, layer_of
+from onnxq.lookups import shared_lookups
 from onnxq.nbits import Parts, attributes, dequantized_blocks, stored_blocks, with_bias
 from onnxq.pipeline import Context, Lossy, Promise
 from onnxq.plan import NodePlan, Treatment
@@ -23,6 +24,8 @@ class QuantizeWeights:
         MatMul(x, w) => MatMulNBits(x, w'),  a scale for each `block_size` inputs of an output
         MatMul(x, w) => MatMul(x, DequantizeLinear(w'))       in the form qdq
 
+        Gather(w, i) => GatherBlockQuantized(w', i)           for a table that shares w with a layer
+
     A weight is rounded when it is read, unless it lies on the shelf. Leaves alone what the plan does not name.
     """
 
@@ -34,7 +37,7 @@ class QuantizeWeights:
         """Yield a change for each layer."""
         plan = context.plan
         assert plan is not None
-        settings, stored = plan.recipe.weight, dict[str, Parts]()
+        settings, stored, blocks = plan.recipe.weight, dict[str, Parts](), dict[str, Parts]()
         for node in [n for n in graph.nodes if plan.treatment(n.name) is Treatment.WEIGHT and n.op != "Gather"]:
             layer = layer_of(graph, node, frozenset(), WIDE)
             assert isinstance(layer, Layer)
@@ -51,9 +54,11 @@ class QuantizeWeights:
                     graph.add("Add", [product, *bias], [output], name=f"{name}_bias")
                 yield Change(name, op, "DequantizeLinear, MatMul", decision.reason)
                 continue
+            blocks[name] = stored[key]
             parts, described = with_bias(stored[key], *bias), attributes(layer, settings, decision)
             graph.add("MatMulNBits", [layer.data, *parts], [output], name=name, domain=MICROSOFT, **described)
             yield Change(name, op, "MatMulNBits", decision.reason)
+        yield from shared_lookups(graph, plan, blocks)
 
     def _stored(self, graph: Graph, layer: Layer, context: Context, decision: NodePlan) -> Parts:
         """The weight as the form of the recipe wants it."""

@@ -79,6 +79,7 @@ FLOORS = {
     "onnxq.half_weights": 1,
     "onnxq.inner": 1,
     "onnxq.layers": 1,
+    "onnxq.lookups": 1,
     "onnxq.nbits": 1,
     "onnxq.weights": 1,
     "onnxq.channels": 1,
