@@ -27,7 +27,7 @@ from onnxq.inspection import Summary, has_scales, summarize
 from onnxq.memo import canonical
 from onnxq.metric import check
 from onnxq.modelfile import Source, check_output, load, replacing, save
-from onnxq.options import Options
+from onnxq.options import Options, on_target
 from onnxq.passes import PIPELINES
 from onnxq.plan import Plan, Treatment
 from onnxq.planning import calibrate_graph, plan_model
@@ -36,6 +36,7 @@ from onnxq.recipe import WEIGHT_ONLY, Contract, Mode, Recipe
 from onnxq.result import Result
 from onnxq.shelf import shelf_beside
 from onnxq.study import fingerprint
+from onnxq.targets import TARGETS
 from onnxq.version import __version__
 
 SMALL = 1 << 28
@@ -82,10 +83,11 @@ def optimize(
     if plan and statistics:
         raise RecipeError("A plan holds its ranges already: give --plan or --statistics, not both.")
     source = load(model)
-    target = _target(model, output, (plan.recipe if plan else recipe or Recipe()).mode)
+    wanted = plan.recipe if plan else recipe or Recipe()
+    options = on_target(options, TARGETS[wanted.target].provider)
+    target = _target(model, output, wanted)
     _check_keep_best(model, target, options.keep_best)
     _check_frontier(model, source, target, options)
-    wanted = plan.recipe if plan else recipe or Recipe()
     feeds = None if data is None else open_data(data, source.interface().inputs)
     mode = choose_mode(wanted, feeds is not None, bool(plan or statistics)) if not has_scales(source) else "static-int8"
     check_choice("mixed-int8" if has_scales(source) else mode, plan, feeds is not None, options)
@@ -189,10 +191,11 @@ def _at_most(feeds: Data, samples: int) -> Data:
     return feeds.split(samples)[0] if len(feeds) > samples else feeds
 
 
-def _target(model: Source, output: Path | str | None, mode: Mode) -> Path | None:
+def _target(model: Source, output: Path | str | None, wanted: Recipe) -> Path | None:
     """Where to write. Raises OutputError where that cannot be."""
     if output is None and not isinstance(model, (str, Path)):
         return None
+    mode = "fp16" if (wanted.mode, wanted.target) == ("auto", "cuda") else wanted.mode
     suffix = {"weight-int4": ".int4.onnx", "fp16": ".fp16.onnx"}.get(mode, ".int8.onnx")
     target = Path(output) if output is not None else Path(str(model)).with_suffix(suffix)
     check_output(model, target)

@@ -16,6 +16,7 @@ from onnxq.calibration.data import Data
 from onnxq.channels import Factors, check_balance, divided
 from onnxq.errors import DataError, RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, skeleton, upgrade
+from onnxq.half_nodes import half_beside, half_nodes, newest
 from onnxq.half_weights import half_already, half_weights
 from onnxq.inner import inner_names, inner_plans
 from onnxq.layers import LAYERS
@@ -128,6 +129,8 @@ def choose_mode(recipe: Recipe, data: bool, known: bool) -> Mode:
         DataError: a mode that measures activations was asked for, and there is nothing to measure.
         RecipeError: the recipe contradicts itself.
     """
+    if recipe.target == "cuda":
+        return _mode_on_cuda(recipe, data or known)
     if recipe.mode == "auto":
         if data and recipe.format == "integer" and not known:
             return "mixed-int8"
@@ -139,6 +142,24 @@ def choose_mode(recipe: Recipe, data: bool, known: bool) -> Mode:
     if recipe.mode in ("dynamic-int8", "mixed-int8") and recipe.format == "qdq":
         kind = "Dynamic" if recipe.mode == "dynamic-int8" else "Mixed"
         raise RecipeError(f"{kind} quantization has no Q/DQ form. Use --format integer, or --recipe static-int8.")
+    return recipe.mode
+
+
+def _mode_on_cuda(recipe: Recipe, measured: bool) -> Mode:
+    """The same where a GPU runs the model: half precision if nothing else is asked for."""
+    if recipe.mode == "auto":
+        return "fp16"
+    if recipe.mode not in ("static-int8", "dynamic-int8", "mixed-int8"):
+        return recipe.mode
+    if recipe.mode != "static-int8" or recipe.format != "qdq":
+        raise RecipeError(
+            f"{recipe.mode} is not for --target cuda, which has no integer kernels for these operators. Take --recipe "
+            "fp16, weight-int8 or weight-int4; or, for TensorRT, --recipe static-int8 --format qdq."
+        )
+    if recipe.activation.format != "int8" or not recipe.activation.symmetric:
+        raise RecipeError("TensorRT takes symmetric int8 alone. Add --activations int8 --symmetric.")
+    if not measured:
+        raise DataError("static-int8 needs data to calibrate on. Give --data, or use --recipe fp16.")
     return recipe.mode
 
 
@@ -163,6 +184,7 @@ def prepare(build: Build) -> Placement:
     build.apply(NORMALIZE, frozenset())
     placement = place_graph(build)
     needed = needed_opset(build.graph, placement, build.recipe, build.mode)
+    needed = max(needed, newest(build.graph, build.context.target))
     if build.graph.opset < needed:
         try:
             build.graph = typed(upgrade(build.graph, needed))
@@ -183,12 +205,13 @@ def prepare(build: Build) -> Placement:
 
 def place_graph(build: Build, spared: Mapping[str, str] | None = None) -> Placement:
     """Where integers pay; `spared` gives the reason for each node that is kept from them."""
-    graph, recipe = build.graph, build.recipe
+    graph, recipe, target = build.graph, build.recipe, build.context.target
     if build.mode == "fp16":
-        return Placement(half_weights(graph, recipe), {}, {}, {})
+        nodes = half_nodes(graph, recipe, target, spared) if target.half else half_weights(graph, recipe)
+        return Placement(nodes, {}, {}, {})
     if build.mode in ("static-int8", "mixed-int8"):
         measured = build.mode == "mixed-int8"
-        placement = place(graph, build.context.target, recipe, spared, stems=measured)
+        placement = place(graph, target, recipe, spared, stems=measured)
     else:
         treatment = Treatment.DYNAMIC if build.mode == "dynamic-int8" else Treatment.WEIGHT
         bits: Literal[4, 8] = 4 if build.mode == "weight-int4" else 8
@@ -197,13 +220,15 @@ def place_graph(build: Build, spared: Mapping[str, str] | None = None) -> Placem
             placement.nodes.update(inner_plans(graph, recipe, bits))
     placement.nodes.update(embeddings(graph, recipe))
     placement.nodes.update(stored_lookups(graph, placement.nodes, recipe))
+    if target.half and build.mode in WEIGHT_ONLY:
+        return Placement(half_beside(graph, recipe, target, placement.nodes, spared), {}, {}, {})
     return placement
 
 
 def _why_nothing(graph: Graph, placement: Placement, mode: Mode) -> str:
     if mode == "fp16":
         why = next((plan.reason for plan in placement.nodes.values()), "It holds no float32 weight that is worth it.")
-        return f"Nothing can be stored in half precision: {why[0].lower()}{why[1:]}"
+        return f"Nothing can go into half precision: {why[0].lower()}{why[1:]}"
     layers = [(n, p) for n, p in placement.nodes.items() if p.op in WEIGHTED]
     if layers:
         name, plan = layers[0]
@@ -263,6 +288,8 @@ def round_weights(build: Build, exact: Graph) -> None:
 
 def fold_existing(build: Build) -> None:
     """Fold the Q/DQ that a model brings along, with its own scales. Raises Nothing where there is nothing to fold."""
+    if build.context.target.half:
+        raise Nothing("The model already holds Q/DQ, and CUDA has no integer kernels for it. Give the float model.")
     if build.recipe.format == "qdq":
         raise Nothing("The model already holds Q/DQ, and --format qdq asks for nothing else.")
     with build.stage("fold"):

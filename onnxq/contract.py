@@ -42,22 +42,25 @@ class Verdict(Record):
     notes: list[str] = []
 
 
-def judge(contract: Contract, proof: Proof, random: bool) -> Verdict:
+def judge(contract: Contract, proof: Proof, random: bool, provider: str = "") -> Verdict:
     """Hold a proof against a contract.
 
     Args:
         contract: the limits.
         proof: what was measured.
         random: whether it was measured on made-up data: then nothing is said about accuracy.
+        provider: what the model is for: measured on another one, its speed says nothing. Empty: whatever measured.
     """
     broken, notes = [], []
+    elsewhere = provider not in ("", proof.provider)
     if random or proof.score is None:
         why = "the data is random. Give --data" if random else "no output holds numbers. Compare the outputs yourself"
         notes.append(f"The accuracy was not judged: {why}.")
     else:
         broken += [] if keeps(proof.score, contract) else [f"{beside_limit(proof.score, contract)}."]
         notes += _doubts(proof.score, contract)
-    reasons = [reason for reason in (*broken, _too_slow(contract, proof), _too_large(contract, proof)) if reason]
+    slow = "" if elsewhere else _too_slow(contract, proof)
+    reasons = [reason for reason in (*broken, slow, _too_large(contract, proof)) if reason]
     return Verdict(holds=not reasons, accurate=not broken, reasons=reasons, notes=notes)
 
 

@@ -142,7 +142,8 @@ def _verdict(build: Build, file: Path, proof: Proof | None, delivery: Delivery) 
     known = memo.get("speedup", key)
     speedup = known if isinstance(known, float) else proof.speedup
     memo.put("speedup", key, speedup)
-    return judge(build.recipe.contract, proof.model_copy(update={"speedup": speedup}), random)
+    told = proof.model_copy(update={"speedup": speedup})
+    return judge(build.recipe.contract, told, random, build.context.target.provider)
 
 
 def _key(file: Path, delivery: Delivery) -> dict[str, JSON]:

@@ -128,7 +128,12 @@ RecipeName = Annotated[
 Target = Annotated[
     str | None,
     typer.Option(
-        "--target", metavar="NAME", rich_help_panel=RECIPE, help="What it will run on: cpu.", show_default=False
+        "--target",
+        metavar="NAME",
+        rich_help_panel=RECIPE,
+        help="What it will run on: cpu (default) or cuda, which is for fp16 (its default), weight-int8 and "
+        "weight-int4; and for TensorRT, static-int8 --format qdq --activations int8 --symmetric.",
+        show_default=False,
     ),
 ]
 Format = Annotated[

@@ -124,10 +124,11 @@ def _columns(node: Node) -> int:
 
 
 def _is_bias(tensor: Tensor, node: Node, rank: int) -> bool:
-    """Whether this is one number for each column, of the weight's type, with no more axes than what it is added to."""
+    """Whether this is one number for each column, of the operands' type, with no more axes than what it is added to."""
     shape = tuple(tensor.shape or ())
     row = shape[-1:] == (_columns(node),) and set(shape[:-1]) <= {1} and len(shape) <= max(rank, 1)
-    return is_constant(tensor) and tensor.dtype == node.inputs[1].dtype and row
+    # a weight on its way into integers may be wider than what it is multiplied with, and its bias
+    return is_constant(tensor) and tensor.dtype in (node.inputs[1].dtype, node.inputs[0].dtype) and row
 
 
 def layer_of(graph: Graph, node: Node, absorbed: frozenset[str], types: Types = SINGLE) -> Layer | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq import runtime
@@ -55,3 +55,10 @@ class Options:
     providers: tuple[str, ...] = (runtime.CPU,)
     memo: Memo = field(default_factory=_default_memo)
     progress: Progress = silent
+
+
+def on_target(options: Options, provider: str) -> Options:
+    """The same on the provider that a model is for, where it starts here and nobody asked for another one."""
+    if provider == runtime.CPU or options.providers != (runtime.CPU,) or not runtime.starts(provider):
+        return options
+    return replace(options, providers=(provider,))

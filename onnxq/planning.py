@@ -29,6 +29,7 @@ from onnxq.calibration.collect import Seen, Statistics, collect, load_statistics
 from onnxq.calibration.data import Data
 from onnxq.decision import Range, decide
 from onnxq.graph import Graph
+from onnxq.half_planning import place_halves
 from onnxq.mixed import mixed_plans
 from onnxq.muls import without_dear_muls
 from onnxq.options import Options
@@ -96,6 +97,8 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
         with build.stage("rewrite"):
             rewrites, opset = make_faster(build, data, options)
             placement = place_graph(build)
+    if build.context.target.half and build.mode != "static-int8":
+        placement, rewrites, opset = place_halves(build, data, options)
     found: Statistics = {}
     if placement.tensors or placement.sums:
         if statistics:

@@ -21,6 +21,7 @@ from onnxq.continuation import Continuations
 from onnxq.graph import Graph, to_model, weight
 from onnxq.metric import Meter, Score, resolve
 from onnxq.numerics.affine import dequantize
+from onnxq.numerics.halves import HIGHEST
 from onnxq.numerics.metrics import sqnr_db
 from onnxq.plan import Record
 from onnxq.recipe import Contract
@@ -49,6 +50,9 @@ OUTPUT_PARAMETERS = {
     "QLinearConcat": (0, 1),
 }
 """Where integer operators keep the scale and the zero point of their output."""
+
+COPIES = frozenset({"MemcpyFromHost", "MemcpyToHost"})
+"""What the runtime puts between operators on different devices."""
 
 QUANTIZED_SUFFIXES = ("_quantized", "_QuantizeLinear_Output")
 """How this and other tools call the integer form of a tensor."""
@@ -83,6 +87,8 @@ class Proof(Record):
         layers: errors of inner tensors, the worst first.
         kernels: how many of each operator really ran, after the runtime's own fusions.
         kernel_microseconds: time by operator in one run.
+        on_cpu: how many of each operator the CPU took, where another provider was asked for.
+        copies: how often a tensor went from one to the other.
         float_nodes: operators that stayed in float, and why.
         size: bytes of the quantized model on disk, external data included.
         size_float: the same for the float model; 0 where it is not in a file.
@@ -116,6 +122,8 @@ class Proof(Record):
     batch: int
     score: Score | None = None
     generation: Continuations | None = None
+    on_cpu: dict[str, int] = {}
+    copies: int = 0
 
     @property
     def cosine(self) -> float:
@@ -202,7 +210,8 @@ def _along(axis: int, factors: Sequence[float], rank: int) -> Array:
 
 
 def _tensor_sqnr(reference: Array, value: Array) -> float | None:
-    usable = np.isfinite(reference) & (np.abs(reference) < 1e30)  # attention masks hold the lowest float
+    end = HIGHEST if value.dtype == np.float16 else 1e30  # attention masks hold the lowest float, or what stands for it
+    usable = np.isfinite(reference) & (np.abs(reference) < end)
     found = sqnr_db(reference[usable], value[usable])
     return found if np.isfinite(found) else None
 
@@ -226,6 +235,13 @@ def by_operator(kernels: Sequence[Kernel]) -> tuple[dict[str, int], dict[str, fl
     times = {op: sum(kernel.microseconds for kernel in kernels if kernel.op == op) for op in counts}
     order = sorted(counts, key=lambda op: (-times[op], op))
     return {op: counts[op] for op in order}, {op: round(times[op], 1) for op in order}
+
+
+def elsewhere(kernels: Sequence[Kernel], provider: str) -> tuple[dict[str, int], int]:
+    """Operators that the CPU took from another provider, the most frequent first, and copies between the two."""
+    copies = sum(kernel.op in COPIES for kernel in kernels)
+    strangers = Counter(k.op for k in kernels if k.provider == CPU != provider and k.op not in COPIES)
+    return dict(sorted(strangers.items(), key=lambda item: (-item[1], item[0]))), copies
 
 
 def disk_size(model: Path, graph: Graph) -> int:
@@ -276,7 +292,9 @@ def prove(
     outputs, score = compare_outputs(first, second, data, contract or Contract(), progress)
     feeds = next(data.batches(batch))
     before, after = interleave([first, second], feeds, seconds=seconds)
-    counts, times = by_operator(profile(candidate[0], provider, threads, feeds))
+    kernels = profile(candidate[0], provider, threads, feeds)
+    counts, times = by_operator(kernels)
+    on_cpu, copies = elsewhere(kernels, provider)
     return Proof(
         data=data.description,
         samples=len(data),
@@ -297,4 +315,6 @@ def prove(
         speedup=after.speedup,
         batch=batch_size(feeds),
         score=score,
+        on_cpu=on_cpu,
+        copies=copies,
     )

@@ -182,9 +182,10 @@ class Recipe(Settings):
 
     Attributes:
         mode: static (weights and activations, needs data), dynamic (activations at run time, needs no data),
-            weight-only in 8 or 4 bits, fp16 (floats of half the size), mixed (static, dynamic or float for each layer,
-            by measured noise and time), or `auto`: mixed where there is data, dynamic where there is none.
-        target: the execution provider to build for.
+            weight-only in 8 or 4 bits, fp16 (floats of half the size: on a CPU the weights, on a GPU everything),
+            mixed (static, dynamic or float for each layer, by measured noise and time), or `auto`: mixed where there is
+            data, dynamic where there is none, fp16 on a GPU.
+        target: the execution provider to build for: `cpu`, or `cuda`.
         least_sqnr: signal to quantization noise, in dB, that static outputs should keep; where they do not, the layers
             that cause most of the noise stay in float, a tenth of all layers at most (or two). 0 turns this off.
         format: `integer` folds Q/DQ into integer operators, `qdq` leaves them for the runtime to fold.
@@ -197,7 +198,7 @@ class Recipe(Settings):
     """
 
     mode: Mode = "auto"
-    target: Literal["cpu"] = "cpu"
+    target: Literal["cpu", "cuda"] = "cpu"
     format: GraphFormat = "integer"
     least_sqnr: float = Field(default=12.0, ge=0)
     bound_masks: bool = True

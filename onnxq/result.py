@@ -114,7 +114,12 @@ def make_result(
     warnings = list(build.warnings)
     if random and proof is not None:
         warnings.append("Validated on random numbers: the accuracy says little. Give --data for a proof.")
-    if proof is not None and proof.speedup < CLEARLY_SLOWER and build.mode != "weight-int8":
+    provider = build.context.target.provider
+    if proof is not None and proof.provider != provider:
+        warnings.append(
+            f"Validated on {proof.provider}, since {provider} does not run here: its speed is not that of the target."
+        )
+    elif proof is not None and proof.speedup < CLEARLY_SLOWER and build.mode != "weight-int8":
         warnings.append(f"Slower than the float model on this machine: {proof.speedup:.2f} times its speed.")
     return Result(
         status=status,

@@ -168,6 +168,10 @@ class Session:
                 f"ONNX Runtime {version()} refuses the model: {_reason(error)}. Export it for this version, or install "
                 "one that knows it."
             ) from error
+        if provider not in self._session.get_providers():
+            raise ProviderError(
+                f"Execution provider '{provider}' is installed, but does not start here. Check its device and drivers."
+            )
         self.inputs = tuple(_spec(value) for value in self._session.get_inputs())
         self.outputs = tuple(_spec(value) for value in self._session.get_outputs())
 
@@ -196,6 +200,22 @@ class Session:
                 key = (event["name"].removesuffix("_kernel_time"), args["op_name"], args.get("provider", ""))
                 times.setdefault(key, []).append(float(event["dur"]))
         return [Kernel(*key, float(np.quantile(durations, quantile))) for key, durations in times.items()]
+
+
+SMALLEST = bytes.fromhex(
+    "080712003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a017912"
+    "0a0a08080112040a02080142040a00100d"
+)
+"""A model that returns what it is given."""
+
+
+def starts(provider: str) -> bool:
+    """Whether an execution provider is installed, and finds its device."""
+    try:
+        Session(SMALLEST, provider=provider, threads=1)
+    except (ProviderError, UnsupportedModel):
+        return False
+    return True
 
 
 @contextmanager

@@ -29,6 +29,8 @@ MOST_OUTPUTS, MOST_LAYERS, MOST_KERNELS, MOST_REASONS, MOST_OPERATORS = 5, 5, 8,
 LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU"})
 """Operators whose reasons come first: they take the time."""
 
+CPU = "CPUExecutionProvider"
+
 PLAIN_WIDTH = 120
 """Columns where the output is no terminal."""
 
@@ -269,6 +271,10 @@ def _proof_rows(proof: Proof) -> list[tuple[str, RenderableType]]:
     for place, row in enumerate(_float_rows(proof.float_nodes)):
         rows.append(("" if place else "Left in float", row))
     return rows
+    if proof.provider != CPU:
+        taken = _counts(proof.on_cpu, MOST_KERNELS) or "no operator"
+        copies = "1 copy" if proof.copies == 1 else f"{proof.copies} copies"
+        rows.append(("On the CPU", f"{taken}; {copies} between it and the other device"))
 
 
 def _score(proof: Proof, contract: Contract | None) -> list[tuple[str, RenderableType]]:

@@ -17,6 +17,8 @@ from onnxq.passes.fuse_attention import FuseAttention
 from onnxq.passes.fuse_batchnorm import FuseBatchnorm
 from onnxq.passes.fuse_norms import FuseNorms
 from onnxq.passes.fuse_pad import FusePad
+from onnxq.passes.half_precision import HalfPrecision
+from onnxq.passes.halve_weights import HalveWeights
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.keep_float import KeepFloat
 from onnxq.passes.merge_linear import MergeLinear
@@ -56,6 +58,8 @@ BALANCE: tuple[Pass, ...] = (Balance(),)
 
 QUANTIZE: tuple[Pass, ...] = (
     BoundMasks(),
+    HalfPrecision(),  # before weights go into integers: their scales are as wide as what they are multiplied with
+    HalveWeights(),
     QuantizeEmbeddings(),
     QuantizeDynamic(),
     QuantizeWeights(),

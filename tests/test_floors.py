@@ -76,6 +76,8 @@ FLOORS = {
     "onnxq.calibration.text": 1,
     "onnxq.emit": 1,
     "onnxq.graph": 1,
+    "onnxq.half_nodes": 1,
+    "onnxq.half_planning": 3,
     "onnxq.half_weights": 1,
     "onnxq.inner": 1,
     "onnxq.layers": 1,

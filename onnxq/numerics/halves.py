@@ -58,6 +58,16 @@ def _squares(values: NDArray[np.float32]) -> float:
     return float(np.dot(scaled, scaled)) * largest**2
 
 
+def hides(values: NDArray[Any]) -> bool:
+    """Whether numbers past float16 only hide others, as an attention mask does: all of them are one negative number.
+
+    Numbers that stand for infinity do so too.
+    """
+    outer = values[np.abs(values) > HIGHEST / 4]
+    low, high = (float(end) for end in (outer.min(initial=np.inf), outer.max(initial=-np.inf)))
+    return low <= -ENDLESS or high >= ENDLESS or low == high < -HIGHEST
+
+
 def to_half(values: NDArray[Any]) -> NDArray[np.float16]:
     """The nearest numbers of float16; what is finite stays finite, and ends at the largest one."""
     found = np.empty(values.shape, np.float16)
@@ -67,3 +77,11 @@ def to_half(values: NDArray[Any]) -> NDArray[np.float16]:
         ended = np.where(np.isfinite(part), np.clip(part, -HIGHEST, HIGHEST), part)
         goal[start : start + PART] = ended
     return found
+
+
+def to_nonzero_half(values: NDArray[Any]) -> NDArray[np.float16]:
+    """The same for an epsilon and the like: what is not zero does not become zero, but the smallest number there is."""
+    found = to_half(values)
+    lost = (found == 0) & (values != 0)
+    smallest = np.finfo(np.float16).smallest_subnormal
+    return np.where(lost, np.copysign(smallest, values).astype(np.float16), found)

@@ -19,10 +19,11 @@ SQUARES = "It sums up squares or exponentials, which go past half precision."
 SCALES = "Its scales are float32."
 DICE = "It draws float32 numbers."
 
-MOVERS = frozenset(
+_MOVES = (
     "Flatten Identity Reshape Squeeze Transpose Unsqueeze Expand Slice Split Gather Concat DepthToSpace "
-    "SpaceToDepth Tile GatherElements GatherND ReverseSequence Compress Trilu ScatterElements ScatterND Scatter".split()
+    "SpaceToDepth Tile GatherElements GatherND ReverseSequence Compress Trilu ScatterElements ScatterND Scatter"
 )
+MOVERS = frozenset(_MOVES.split())
 """Operators that move numbers without looking at them."""
 
 _COMPUTES = (
@@ -32,12 +33,12 @@ _COMPUTES = (
     "LessOrEqual Log LogSoftmax MatMul MaxPool Mean Mod Mul Neg OneHot PRelu Pad Pow RMSNormalization RNN Reciprocal "
     "ReduceL1 ReduceMax ReduceMean ReduceMin ReduceSum Relu Resize RotaryEmbedding Round Selu Sigmoid Sign "
     "SimplifiedLayerNormalization Sin Softmax Softplus Softsign Sqrt Sub Sum Swish Tanh ThresholdedRelu Upsample Where"
-).split()
+)
 _CONTRIBUTED = (
     "Attention BiasAdd BiasGelu BiasSoftmax BiasSplitGelu EmbedLayerNormalization FastGelu FusedMatMul Gelu "
     "GroupQueryAttention MultiHeadAttention PackedAttention QuickGelu RotaryEmbedding SkipLayerNormalization "
     "SkipSimplifiedLayerNormalization"
-).split()
+)
 
 CUDA = Target(
     name="cuda",
@@ -58,8 +59,8 @@ CUDA = Target(
         "RNN": "TensorRT has no int8 RNN.",
     },
     half={
-        **dict.fromkeys([*_COMPUTES, *sorted(MOVERS)], 1),
-        **dict.fromkeys([f"com.microsoft.{op}" for op in _CONTRIBUTED], 1),
+        **dict.fromkeys([*_COMPUTES.split(), *_MOVES.split()], 1),
+        **dict.fromkeys([f"com.microsoft.{op}" for op in _CONTRIBUTED.split()], 1),
         **dict.fromkeys(("Clip", "Max", "Min"), NEWER),
     },
     single={
