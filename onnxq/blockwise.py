@@ -124,7 +124,7 @@ class Work:
             name = shelf_name(layer, bits)
             if name not in self.shelf:
                 self.shelf.put(name, blocked_weight(layer, self.settings, bits))
-            self.progress("round", sum(sizes[: place + 1]), sum(sizes))
+            self.progress("bytes", sum(sizes[: place + 1]), sum(sizes))
 
     def _groups(self) -> dict[str, list[Layer]]:
         """Layers by the tensor that they read, in order."""
