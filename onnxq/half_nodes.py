@@ -223,17 +223,24 @@ def _squares(node: Node) -> bool:
 
 
 def _keep_between(graph: Graph, reasons: dict[str, str | None]) -> None:
-    """Keep what only moves numbers in float32 where all that it reads and all its readers are: no Cast pays there."""
+    """Keep what only moves numbers in float32 where all that is around it is: no Cast pays there."""
     makers = {tensor.name: node for node in graph.nodes for tensor in node.outputs}
-    changed = True
-    while changed:
-        changed = False
-        for node in graph.nodes:
-            if node.op not in MOVERS or node.name not in reasons or reasons[node.name] is not None:
-                continue
-            sources = [makers.get(t.name) for t in floats(node.inputs)]
-            readers = [reader for t in floats(node.outputs) for reader in t.outputs]
-            around = [n for n in (*sources, *readers) if n is not None and not takes_any(n)]
-            alone = any(source is None for source in sources) or any(is_constant(t) for t in floats(node.inputs))
-            if around and not alone and all(reasons.get(n.name) is not None for n in around):
-                reasons[node.name], changed = BETWEEN, True
+    movers = [n for n in graph.nodes if n.op in MOVERS and n.name in reasons and reasons[n.name] is None]
+    between = {node.name for node in movers if all(tensor.name in makers for tensor in floats(node.inputs))}
+
+    def single(node: Node) -> bool:
+        return node.name in between or takes_any(node) or reasons.get(node.name) is not None
+
+    wrong = {""}
+    while wrong:
+        wrong = {
+            node.name
+            for node in movers
+            if node.name in between
+            and not (
+                all(single(makers[tensor.name]) for tensor in floats(node.inputs))
+                and all(single(reader) for tensor in floats(node.outputs) for reader in tensor.outputs)
+            )
+        }
+        between -= wrong
+    reasons.update(dict.fromkeys(between, BETWEEN))

@@ -35,10 +35,15 @@ GROUP = 32
 """Tensors that are held at a time."""
 
 
-def place_halves(build: Build, data: Data | None, options: Options) -> tuple[Placement, list[str], int]:
-    """Where a model computes in half precision; names of the rewrites that come first, and the opset for them."""
+def place_halves(
+    build: Build, placement: Placement, data: Data | None, options: Options
+) -> tuple[Placement, list[str], int]:
+    """Where a model computes in half precision; names of the rewrites that come first, and the opset for them.
+
+    `placement` is where it would without them; to place reads every weight.
+    """
     rewrites, opset = fuse_norms(build)
-    placement = place_graph(build)
+    placement = place_graph(build) if rewrites else placement
     if data is None:
         return placement, rewrites, opset
     with build.stage("calibrate"):

@@ -98,7 +98,7 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
             rewrites, opset = make_faster(build, data, options)
             placement = place_graph(build)
     if build.context.target.half and build.mode != "static-int8":
-        placement, rewrites, opset = place_halves(build, data, options)
+        placement, rewrites, opset = place_halves(build, placement, data, options)
     found: Statistics = {}
     if placement.tensors or placement.sums:
         if statistics:

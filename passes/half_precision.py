@@ -11,7 +11,7 @@ import numpy as np
 from onnxq.graph import Constant, Graph, Later, Node, Tensor, weight
 from onnxq.half_nodes import floats, from_integers, halves, takes_any
 from onnxq.half_weights import LEAST, size
-from onnxq.numerics.halves import HIGHEST, to_half, to_nonzero_half
+from onnxq.numerics.halves import HIDDEN, HIGHEST, half_constant
 from onnxq.pipeline import Context, Lossy, Promise
 from onnxq.plan import Plan, Treatment
 from onnxq.rewrite import Change
@@ -149,7 +149,7 @@ class Widths:
         if tensor.name not in self.integers:
             return tensor
         ended = self.graph.variable(f"{tensor.name}_ended", SINGLE, tensor.shape)
-        name, ends = f"{tensor.name}_end", (-HIGHEST, HIGHEST)
+        name, ends = f"{tensor.name}_end", (HIDDEN, HIGHEST)
         if self.graph.opset >= ENDS_AS_INPUTS:
             limits = [self.graph.constant(f"{name}_at", np.asarray(end, SINGLE)) for end in ends]
             self.graph.add("Clip", [tensor, *limits], [ended], name=name)
@@ -173,5 +173,5 @@ class Widths:
 
 def _rounded(tensor: Constant) -> Later:
     """A large weight may lose what is tiny in it, and an epsilon may not."""
-    round_ = to_half if size(tensor) >= LEAST else to_nonzero_half
-    return Later(tensor._values.shape, HALF, lambda: round_(weight(tensor)))
+    small = size(tensor) < LEAST
+    return Later(tensor._values.shape, HALF, lambda: half_constant(weight(tensor), exact_zeros=small))

@@ -20,6 +20,8 @@ from onnxq.calibration.collect import collect
 from onnxq.calibration.data import open_data
 from onnxq.decision import decide
 from onnxq.graph import Graph, Variable, is_constant, to_model
+from onnxq.half_nodes import half_nodes
+from onnxq.half_weights import half_weights
 from onnxq.inner import inner_plans
 from onnxq.modelfile import load
 from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, PIPELINES, QUANTIZE
@@ -30,7 +32,7 @@ from onnxq.recipe import make_recipe
 from onnxq.runtime import Session, tensor_types
 from onnxq.search.balance import sites
 from onnxq.spec import broken
-from onnxq.targets import CPU
+from onnxq.targets import CPU, TARGETS
 from tests.onnx_text import EVERYTHING, Array, execute, floats, read, serialize, sqnr, typed
 
 ROOT = Path(__file__).parents[1]
@@ -209,6 +211,9 @@ SAMPLES = {
         if (ROOT / "models" / f"{name}.onnx").exists()
     },
 }
+HALVES = {"HalfPrecision": "cuda", "HalveWeights": "cpu"}
+"""Passes for half precision, and what they are for."""
+
 PASSES: dict[str, Pass] = {type(step).__name__: step for step in chain(*PIPELINES.values())}
 
 
@@ -239,6 +244,15 @@ def plan(sample: str, treatment: Treatment, signed: bool = False) -> Plan:
 
 
 @cache
+def in_half(sample: str, name: str) -> Context:
+    """Everything in half precision that the target of this name has it for."""
+    target = TARGETS[name]
+    graph, recipe = normal(sample), make_recipe({"mode": "fp16", "target": name})
+    nodes = half_nodes(graph, recipe, target) if target.half else half_weights(graph, recipe)
+    return Context(target, Plan(recipe=recipe, nodes=nodes))
+
+
+@cache
 def balanced(sample: str) -> Plan:
     """The static plan, with factors for every tensor that can take some."""
     graph, static = normal(sample), plan(sample, Treatment.STATIC)
@@ -263,6 +277,8 @@ def stage(sample: str, name: str) -> tuple[Graph, Context]:
         return raw(sample), Context(CPU)
     if PASSES[name] in (*FASTER, *BALANCE):
         return normal(sample), Context(CPU, balanced(sample))
+    if name in HALVES:
+        return normal(sample), in_half(sample, HALVES[name])
     context = Context(CPU, plan(sample, treatment, name == "UnsignedActivations"))
     if PASSES[name] in QUANTIZE:
         return normal(sample), context

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 HIGHEST = 65504.0
 """The largest number of float16."""
 
+HIDDEN = -HIGHEST / 2
+"""What an attention mask adds to hide a score: two masks and a score still have a sum."""
+
 ENDLESS = 1e30
 """Numbers from here on stand for infinity: the lowest float32 in an attention mask, the open end of a Clip."""
 
@@ -79,9 +82,16 @@ def to_half(values: NDArray[Any]) -> NDArray[np.float16]:
     return found
 
 
-def to_nonzero_half(values: NDArray[Any]) -> NDArray[np.float16]:
-    """The same for an epsilon and the like: what is not zero does not become zero, but the smallest number there is."""
+def half_constant(values: NDArray[Any], *, exact_zeros: bool) -> NDArray[np.float16]:
+    """The same for what activations meet: masks that reach past float16 hide scores, whatever is added to them.
+
+    Args:
+        values: floats of any shape.
+        exact_zeros: whether what is not zero must not become it, as an epsilon must not.
+    """
     found = to_half(values)
-    lost = (found == 0) & (values != 0)
-    smallest = np.finfo(np.float16).smallest_subnormal
-    return np.where(lost, np.copysign(smallest, values).astype(np.float16), found)
+    found[(values < -HIGHEST) & (values > -np.inf)] = HIDDEN
+    if exact_zeros:
+        lost = (found == 0) & (values != 0)
+        found[lost] = np.copysign(np.finfo(np.float16).smallest_subnormal, values[lost])
+    return found
