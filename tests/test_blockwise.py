@@ -111,7 +111,7 @@ def test_without_data_each_weight_is_rounded_for_itself() -> None:
         assert found is not None
         np.testing.assert_array_equal(found.seen(), expected.seen())
     first, second = 4 * 40 * 48, 4 * 12 * 48
-    assert told == [("round", first, first + second), ("round", first + second, first + second)], "bytes"
+    assert told == [("bytes", first, first + second), ("bytes", first + second, first + second)]
 
 
 def test_progress_with_data_is_told_by_layers() -> None:

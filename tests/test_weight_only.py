@@ -39,6 +39,8 @@ WEIGHTS = {
     "w4": floats(WIDTH, CLASSES) / 6,
 }
 LAYERS = ("w1", "w2", "w3", "w4")
+ROUNDED = ("round", "bytes")
+"""Stages of progress that tell of a weight: with data and without."""
 UNPROVEN = Options(check=False, memo=Memo(None))
 
 
@@ -122,7 +124,7 @@ def test_weights_are_never_copied_as_a_whole(source: Path, output: Path, monkeyp
     held: list[int] = []
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage == "round":
+        if stage in ROUNDED:
             held.append(len(list((output.parent / ".q.onnx.rounded").glob("*.npz"))))
 
     recipe, options = Recipe(mode="weight-int4"), Options(check=False, memo=Memo(None), progress=progress)
@@ -146,7 +148,7 @@ def stop_at(number: int) -> Callable[[str, int, int], None]:
     seen: list[int] = []
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage == "round":
+        if stage in ROUNDED:
             seen.append(done)
             if len(seen) == number:
                 raise KeyboardInterrupt
@@ -213,7 +215,7 @@ def test_a_model_in_one_file_needs_no_folder(tmp_path: Path, output: Path) -> No
     seen: list[set[str]] = []
 
     def progress(stage: str, done: int, total: int) -> None:
-        if stage == "round":
+        if stage in ROUNDED:
             seen.append({path.name for path in output.parent.iterdir()})
 
     options = Options(check=False, memo=Memo(None), progress=progress)
