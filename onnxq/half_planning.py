@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxq.build import Build, place_graph, raised
+from onnxq.build import GIVEN, Build, place_graph, raised
 from onnxq.calibration.data import Data
 from onnxq.graph import Array, Graph, to_model
 from onnxq.half_nodes import floats
@@ -17,10 +17,11 @@ from onnxq.layers import is_masking
 from onnxq.numerics.halves import HIGHEST, hides
 from onnxq.options import Options
 from onnxq.passes.fuse_norms import FuseNorms
+from onnxq.pipeline import run
 from onnxq.placement import Placement
 from onnxq.plan import Treatment
 from onnxq.runtime import Session
-from onnxq.search.rewrites import fires, keeps_named
+from onnxq.search.rewrites import changed
 
 NORMS_OPSET = 17
 """The version of the standard operators that brought LayerNormalization."""
@@ -55,7 +56,10 @@ def fuse_norms(build: Build) -> tuple[list[str], int]:
     """Let norms be one operator where they can be: its kernel sums up in float32, whatever it reads."""
     step = FuseNorms()
     graph = raised(build, NORMS_OPSET) or build.graph
-    if not (fires(step, graph, build.context) and keeps_named(step, graph, build.context, build.recipe)):
+    fused = run((step,), graph, build.context, GIVEN)
+    left = {node.name for node in fused.graph.nodes}
+    gone = [node for node in graph.nodes if node.name not in left]
+    if not changed(fused) or not all(build.recipe.override(node.name, node.op).quantize for node in gone):
         return [], 0
     build.rewrite([type(step).__name__], NORMS_OPSET)
     return [type(step).__name__], NORMS_OPSET

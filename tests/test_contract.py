@@ -226,3 +226,10 @@ def test_a_contract_is_read(values: dict[str, Any], expected: Contract) -> None:
 def test_a_contract_that_makes_no_sense(values: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
         make_recipe({"contract": values})
+
+
+def test_speed_on_another_provider_is_not_judged() -> None:
+    slow = proof(GOOD, speedup=0.5)
+    assert judge(Contract(), slow, random=False, provider="CUDAExecutionProvider").holds
+    assert not judge(Contract(), slow, random=False, provider="CPUExecutionProvider").holds
+    assert not judge(Contract(max_size=10), slow, random=False, provider="CUDAExecutionProvider").holds

@@ -10,8 +10,10 @@ from onnxq.graph import Graph
 from onnxq.passes import BALANCE
 from onnxq.pipeline import Context, run
 from onnxq.plan import BalancePlan, Plan
-from onnxq.proof import layer_errors
+from onnxq.proof import elsewhere, layer_errors
 from onnxq.recipe import Recipe
+from onnxq.runtime import CPU as CPU_PROVIDER
+from onnxq.runtime import Kernel
 from onnxq.targets import CPU
 from tests.onnx_text import EVERYTHING, floats, read
 
@@ -50,3 +52,11 @@ def test_factors_are_taken_out_before_tensors_are_compared(case: str) -> None:
     assert found.keys() == raw.keys() == inner | {"y"}
     assert all((raw[name] or 0) < 20 for name in inner)
     assert all(db is None or db > 100 for db in found.values()), "None: not a bit of difference"
+
+
+def test_what_the_cpu_took_from_another_provider() -> None:
+    ran = [("MatMul", "CUDA"), ("Range", CPU_PROVIDER), ("TopK", CPU_PROVIDER), ("TopK", CPU_PROVIDER)]
+    ran += [("MemcpyToHost", "CUDA"), ("MemcpyFromHost", "CUDA")]
+    kernels = [Kernel(str(place), op, provider, 1.0) for place, (op, provider) in enumerate(ran)]
+    assert elsewhere(kernels, "CUDA") == ({"TopK": 2, "Range": 1}, 2)
+    assert elsewhere(kernels, CPU_PROVIDER)[0] == {}

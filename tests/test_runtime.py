@@ -8,6 +8,7 @@ import platform
 import re
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -297,3 +298,15 @@ def test_a_quantile_of_the_runs_can_be_asked_for(tmp_path: Path, quantile: float
     (kernel,) = session.kernels() if quantile is None else session.kernels(quantile)
     # Assert
     assert kernel == Kernel("n", "Relu", CPU, expected)
+
+
+def test_a_provider_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of CUDA without a device: it is installed, and the runtime falls back to the CPU without a word."""
+    monkeypatch.setattr(runtime, "providers", lambda: ["CUDAExecutionProvider", CPU])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ProviderError, match="is installed, but does not start here"):
+            Session(model(), provider="CUDAExecutionProvider")
+        assert not runtime.starts("CUDAExecutionProvider")
+    assert runtime.starts(CPU)
+    assert not runtime.starts("AbacusExecutionProvider")

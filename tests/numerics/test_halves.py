@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from onnxq.numerics.halves import HIGHEST, MOST_ERROR, PART, half_obstacle, to_half
+from onnxq.numerics.halves import HIDDEN, HIGHEST, MOST_ERROR, PART, half_constant, half_obstacle, hides, to_half
 
 NUMBERS = arrays(np.float32, st.integers(1, 40), elements=st.floats(-60000, 60000, width=32))
 
@@ -66,3 +66,32 @@ def test_ends_at_the_largest_and_keeps_infinity() -> None:
     found = to_half(np.array([[1e6, -3.4e38], [np.inf, -np.inf]], np.float32))
     np.testing.assert_array_equal(found, np.array([[HIGHEST, -HIGHEST], [np.inf, -np.inf]], np.float16))
     assert np.isnan(to_half(np.array([np.nan], np.float32))).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.0, -1e9, -1e9], True),
+        ([-3.4e38], True),
+        ([3.4e38, 1.0], True),
+        ([-np.inf, 0.0], True),
+        ([1e9], False),
+        ([-1e9, -2e9], False),
+        ([-1e9, 1e9], False),
+        ([-1e9, 5e4], False),
+        ([-6e4, 1.0], False),
+        ([1.0], False),
+        ([], False),
+    ],
+)
+def test_what_hides_scores(values: list[float], said: bool) -> None:
+    assert hides(np.array(values, np.float32)) == said
+
+
+def test_constants_that_activations_meet() -> None:
+    values = np.array([1e-12, -1e-12, 0.0, 0.1, -1e9, -np.inf, 1e9], np.float32)
+    exact = half_constant(values, exact_zeros=True)
+    tiny = np.finfo(np.float16).smallest_subnormal
+    np.testing.assert_array_equal(exact, np.array([tiny, -tiny, 0, 0.1, HIDDEN, -np.inf, HIGHEST], np.float16))
+    assert not half_constant(values, exact_zeros=False)[:3].any()
+    assert half_constant(np.asarray(1e-12, np.float32), exact_zeros=True) == tiny
