@@ -104,7 +104,7 @@ def optimize(
         prompt = find_prompt(options, tested, source.interface())
         seen = held is not None and held is calibration
         build.calibration, build.threads = calibration, options.threads
-        if calibration is None and plan is None and mode in WEIGHT_ONLY and wanted.weight.method == "auto":
+        if calibration is None and plan is None and mode in WEIGHT_ONLY and wanted.weight.fit:
             build.calibration = _imagined(reference, source, options)
         judged = plan is None and (wanted.mode in ("auto", "mixed-int8") or bool(wanted.contract.model_fields_set))
         delivery = Delivery((reference, source), target, tested, seen, judged, options)

@@ -46,6 +46,9 @@ DAMPING = 0.01
 PART = 1 << 24
 """Weights that are rounded at a time: float64 copies of them are made."""
 
+ENOUGH = 2
+"""Rows for each input from which on errors of 8 bits are made to cancel: with fewer it is chance that they cancel."""
+
 LOUD = 1.0
 """How much noise 8-bit activations may add beside that of the weight, before a kernel that rounds none is taken."""
 
@@ -61,11 +64,13 @@ class View:
         gram: (inputs, inputs), sum of y^T y in the rounded model.
         cross: sum of y^T x, where x is what the float model has there.
         rows: some of the y.
+        count: how many y there were.
     """
 
     gram: Float64Array
     cross: Float64Array
     rows: Array
+    count: int
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ class Work:
 
     def _view(self, name: str, pairs: Iterator[tuple[Mapping[str, Array], Array, Array]], most: int) -> View:
         """`most` is how many rows of a batch are kept."""
-        gram, cross, kept = np.zeros(()), np.zeros(()), list[Array]()
+        gram, cross, kept, count = np.zeros(()), np.zeros(()), list[Array](), 0
         for feeds, exact, rounded in pairs:
             mask = mask_of(feeds)
             x, y = (unmasked(value, mask) for value in (exact, rounded))
@@ -146,11 +151,12 @@ class Work:
             finite = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
             x, y = x[finite], y[finite]
             gram, cross = gram + y.T @ y, cross + y.T @ x
+            count += len(y)
             kept.append(y[:: max(1, -(-len(y) // most))].astype(np.float32))
         rows = np.concatenate(kept)
         if not len(rows):
             raise DataError(f"Tensor '{name}' is NaN or infinite for all of the data. Check the preprocessing.")
-        return View(np.asarray(gram), np.asarray(cross), rows[:ROWS])
+        return View(np.asarray(gram), np.asarray(cross), rows[:ROWS], count)
 
     def _round(self, layer: Layer, view: View) -> float:
         """Put the rounded weight on the shelf; noise of 8-bit activations over that of the weight."""
@@ -160,7 +166,8 @@ class Work:
         if found is None:
             importance = view.gram.diagonal()
             found = blocked_weight(layer, self.settings, bits, importance)
-            if self.settings.method in ("auto", "gptq"):
+            wanted = self.settings.method in ("auto", "gptq")
+            if wanted and (bits == 4 or view.count >= ENOUGH * exact.shape[1]):
                 found = cancelling(exact, found, view)
             self.shelf.put(name, found)
         return activation_noise(found, np.asarray(exact, np.float32), view.rows)

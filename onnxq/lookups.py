@@ -43,9 +43,13 @@ def stored_lookups(graph: Graph, nodes: Mapping[str, NodePlan], recipe: Recipe) 
             continue
         twin = next((layer for layer in layers if _same(table, layer)), None)
         if twin is not None:
-            name, bits = twin.node.name, nodes[twin.node.name].bits
+            name = twin.node.name
+            bits = nodes[name].bits if recipe.weight.embedding_bits == 4 else 8
             reason = f"Its table is the weight of '{name}', and looked up in the blocks of that."
             found[node.name] = before.model_copy(update={"shares": name, "bits": bits, "reason": reason})
+            if bits > nodes[name].bits:
+                reason = "Its weight is also a lookup table: once in 8 bits is smaller than in 4 and in 8, and closer."
+                found[name] = nodes[name].model_copy(update={"bits": bits, "reason": reason})
         elif recipe.weight.embedding_bits == 4 and _size(table) >= SMALL * largest:
             found[node.name] = before.model_copy(update={"bits": 4, "reason": "Embedding table in 4 bits."})
     return found

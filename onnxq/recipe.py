@@ -72,7 +72,7 @@ class Weight(Settings):
             was measured to pay; needs data.
         embeddings: whether embedding tables (Gather) are stored in 8 bits.
         embedding_bits: 8: a scale for each row; 4: blocks like those of weights alone. None: a table that is also the
-            weight of such a layer shares the blocks of that, and others take 8.
+            weight of such a layer is stored once, in blocks of 8 bits, and others take 8.
         block_size: inputs of an output that share a scale where the weight alone is stored in integers; `channel` is
             all of them.
         bits: of such weights on average, from 4 to 8: between them, the layers that need it most get 8. None: as the

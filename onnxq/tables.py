@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -80,7 +90,7 @@ class Bars:
             return
         if self._bar is None or task != self._task:
             self.close()
-            self._task, self._bar = task, _bar(self._console)
+            self._task, self._bar = task, _bar(self._console, in_bytes=task == BYTES)
             self._bar.add_task(task, total=total)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
@@ -94,16 +104,14 @@ class Bars:
             self._bar = None
 
 
-def _bar(paper: Console) -> Progress:
+BYTES = "bytes"
+"""The task whose progress is counted in bytes."""
+
+
+def _bar(paper: Console, *, in_bytes: bool = False) -> Progress:
     left = TimeRemainingColumn(elapsed_when_finished=True)
-    return Progress(
-        TextColumn("{task.description:<10}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        left,
-        console=paper,
-    )
+    counted = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(), Rate())
+    return Progress(TextColumn("{task.description:<10}", markup=False), BarColumn(), *counted, left, console=paper)
 
 
 # Numbers
@@ -181,6 +189,7 @@ def _before_and_after(proof: Proof) -> Table:
 def _accuracy(outputs: Mapping[str, OutputProof], made_up: bool = False) -> Table:
     agree = any(o.agreement is not None for o in outputs.values())
     labelled = any(o.top1 is not None for o in outputs.values())
+    diverges = any(o.kl is not None for o in outputs.values())
     table = _table(
         "Output (random numbers)" if made_up else "Output",
         "cosine",
@@ -188,12 +197,14 @@ def _accuracy(outputs: Mapping[str, OutputProof], made_up: bool = False) -> Tabl
         "SQNR",
         "max error",
         *["argmax"] * agree,
+        *["KL"] * diverges,
         *["top-1 float", "top-1"] * labelled,
     )
     shown = sorted(outputs.items(), key=lambda item: item[1].cosine)[:MOST_OUTPUTS]
     for name, o in shown:
         figures = [f"{o.cosine:.5f}", f"{o.cosine_min:.4f}", _decibels(o.sqnr_db), f"{o.max_error:.3g}"]
-        figures += [_percent(o.agreement)] * agree + [_percent(o.top1_float), _percent(o.top1)] * labelled
+        figures += [_percent(o.agreement)] * agree + ["" if o.kl is None else f"{o.kl:.3g}"] * diverges
+        figures += [_percent(o.top1_float), _percent(o.top1)] * labelled
         table.add_row(name, *figures, style=None if o.finite else "red")
     if len(outputs) > len(shown):
         table.add_row(f"{len(outputs) - len(shown)} more, all closer")
@@ -268,13 +279,13 @@ def _proof_rows(proof: Proof) -> list[tuple[str, RenderableType]]:
     if worst:
         rows.append(("Largest error", _layers(worst)))
     rows.append(("Kernels", _counts(proof.kernels, MOST_KERNELS)))
-    for place, row in enumerate(_float_rows(proof.float_nodes)):
-        rows.append(("" if place else "Left in float", row))
-    return rows
     if proof.provider != CPU:
         taken = _counts(proof.on_cpu, MOST_KERNELS) or "no operator"
         copies = "1 copy" if proof.copies == 1 else f"{proof.copies} copies"
         rows.append(("On the CPU", f"{taken}; {copies} between it and the other device"))
+    for place, row in enumerate(_float_rows(proof.float_nodes)):
+        rows.append(("" if place else "Left in float", row))
+    return rows
 
 
 def _score(proof: Proof, contract: Contract | None) -> list[tuple[str, RenderableType]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -90,7 +90,8 @@ def _fitting(build: Build, plan: Plan, layers: Mapping[str, list[Layer]], room: 
     """The bits on average with which a model takes so many bytes."""
     context = replace(build.context, plan=with_bits(plan, layers, FEWEST, {}))
     least = _bytes(run(QUANTIZE, build.graph, context, GIVEN).graph)
-    small, large = (sum(_size(plan, own[0], bits) for own in layers.values()) for bits in (4, 8))
+    free = [own[0] for own in layers.values() if not _is_precise(plan, own)]
+    small, large = (sum(_size(plan, layer, bits) for layer in free) for bits in (4, 8))
     return float(np.clip(FEWEST + (MOST - FEWEST) * (room - least) / max(large - small, 1), FEWEST, MOST))
 
 
@@ -105,26 +106,32 @@ def with_bits(plan: Plan, layers: Mapping[str, list[Layer]], bits: float, loud: 
         Group(
             name,
             (
-                Option("4", loud.get(name, 0.0), 0.0, _size(plan, own[0], 4)),
+                *([] if _is_precise(plan, own) else [Option("4", loud.get(name, 0.0), 0.0, _size(plan, own[0], 4))]),
                 Option("8", PRECISE * loud.get(name, 0.0), 0.0, _size(plan, own[0], 8)),
             ),
         )
         for name, own in layers.items()
     ]
-    least, largest = (sum(group.options[i].bytes for group in groups) for i in (0, 1))
+    least, largest = (sum(group.options[i].bytes for group in groups) for i in (0, -1))
     share = (bits - FEWEST) / (MOST - FEWEST)
     choice = most_accurate(groups, max_bytes=least + share * (largest - least))
     assert choice is not None, "4 bits for all are always a choice."
     nodes: dict[str, NodePlan] = {}
     for name, own in layers.items():
-        precise = choice.options[name] == "8" and share > 0
+        precise = choice.options[name] == "8" and (share > 0 or _is_precise(plan, own))
         for layer in own:
             before = plan.nodes[layer.node.name]
-            note = " It is among those that lose most in 4 bits." if precise and share < 1 else ""
+            raised = precise and share < 1 and not _is_precise(plan, own)
+            note = " It is among those that lose most in 4 bits." if raised else ""
             nodes[layer.node.name] = before.model_copy(
                 update={"bits": 8 if precise else 4, "reason": before.reason + note}
             )
     return plan.model_copy(update={"nodes": {**plan.nodes, **nodes}})
+
+
+def _is_precise(plan: Plan, layers: Sequence[Layer]) -> bool:
+    """Whether layers that share a weight need 8 bits whatever is asked for: it is a lookup table too."""
+    return any(plan.nodes[layer.node.name].bits == 8 for layer in layers)
 
 
 def loudness(build: Build, plan: Plan, layers: Mapping[str, list[Layer]]) -> dict[str, float]:
@@ -176,7 +183,10 @@ def balanced(build: Build, plan: Plan, data: Data) -> dict[str, BalancePlan]:
 
 
 def _suits(space: Space, plan: Plan) -> bool:
-    """Whether all that reads a space are linear layers in blocks, and of one tensor."""
+    """Whether all that reads a space are linear layers in blocks, of one tensor, whose weights nobody looks up."""
+    looked_up = {node.shares for node in plan.nodes.values() if node.shares}
+    if looked_up & {layer.node.name for layer in space.readers}:
+        return False
     names = {layer.data.name for layer in space.readers}
     blocked = all(plan.treatment(layer.node.name) is Treatment.WEIGHT and layer.linear for layer in space.readers)
     return blocked and len(names) == 1 and not space.limits

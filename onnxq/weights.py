@@ -90,8 +90,11 @@ def blocked_weight(layer: Layer, settings: Weight, bits: int, importance: Array 
     values = as_matrix(layer, weight(layer.weight)).T
     method: BlockMethod = "hqq" if settings.method == "hqq" else "mse" if settings.fit else "rtn"
     block, symmetric = settings.block(len(values)), settings.blocks_centred
+    half = np.float16 in (layer.weight.dtype, layer.data.dtype)
     try:
-        return block_round(values, bits=bits, block=block, symmetric=symmetric, method=method, importance=importance)
+        return block_round(
+            values, bits=bits, block=block, symmetric=symmetric, method=method, importance=importance, half=half
+        )
     except ValueError as error:
         raise ModelError(f"Weight '{layer.weight.name}': {error}") from None
 

@@ -305,7 +305,7 @@ def test_noise_where_there_is_none() -> None:
 def test_errors_cancel_at_the_output(bits: int, symmetric: bool) -> None:
     """With grids that stay as they are; however few outputs are rounded at a time."""
     x, exact = correlated(200, 1).astype(np.float64), floats(9, 40, seed=4)
-    view = View(x.T @ x, x.T @ x, x[:8].astype(np.float32))
+    view = View(x.T @ x, x.T @ x, x[:8].astype(np.float32), 200)
     found = block_round(exact.T, bits=bits, block=16, symmetric=symmetric)
     other = cancelling(exact, found, view)
     np.testing.assert_array_equal(other.scale, found.scale)
@@ -316,7 +316,7 @@ def test_errors_cancel_at_the_output(bits: int, symmetric: bool) -> None:
 
 def test_parts_of_a_weight_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     x, exact = correlated(200, 1).astype(np.float64), floats(9, 40, seed=4)
-    view = View(x.T @ x, x.T @ (x + floats(200, 40) / 9), x[:8].astype(np.float32))
+    view = View(x.T @ x, x.T @ (x + floats(200, 40) / 9), x[:8].astype(np.float32), 200)
     found = block_round(exact.T, bits=4, block=16, symmetric=False)
     whole = cancelling(exact, found, view).integers()
     monkeypatch.setattr(blockwise, "PART", 90)
@@ -328,7 +328,7 @@ def test_a_layer_makes_up_for_half_of_the_errors_before_it() -> None:
     x, exact = floats(400, 24).astype(np.float64), floats(9, 24, seed=4)
     turned = np.eye(24) + 0.05 * floats(24, 24, seed=5).astype(np.float64)
     y = x @ turned
-    view = View(y.T @ y, y.T @ x, y[:8].astype(np.float32))
+    view = View(y.T @ y, y.T @ x, y[:8].astype(np.float32), 200)
     found = block_round(2 * exact.T, bits=8, block=32, symmetric=False)  # grids that have room to move
     seen = cancelling(exact, found, view).seen()
     goal = (exact + exact @ np.linalg.inv(turned).T) / 2

@@ -112,6 +112,7 @@ def block_round(
     symmetric: bool,
     method: Method = "mse",
     importance: NDArray[Any] | None = None,
+    half: bool = False,
 ) -> Blocked:
     """Round a weight to nearest on grids that fit its blocks.
 
@@ -124,6 +125,7 @@ def block_round(
             least sum of the errors to the power 0.7 (Half-Quadratic Quantization, Badri and Shaji, 2023; its zero
             points are rounded here, and the scale is fitted to them).
         importance: (inputs,), the mean square of each input; None for 1.
+        half: whether scales will be stored in float16: then they are such numbers.
 
     Raises:
         ValueError: the weight is not finite.
@@ -136,11 +138,20 @@ def block_round(
     for rows, columns in _tiles(blocks, block, outputs):
         x = _tile(weight, rows, columns, block)
         steps, origin = _GRIDS[method](x, bits, symmetric, None if factors is None else factors[rows])
+        if half:
+            steps = _halved(steps)
         integers = _nearest(x, steps, origin, bits)
         packed = integers if bits == 8 else integers[:, ::2] | integers[:, 1::2] << 4
         values[columns, rows] = packed.transpose(2, 0, 1)
         scale[columns, rows], zero[columns, rows] = steps[:, 0].T, origin[:, 0].T
     return Blocked(values, scale, None if symmetric else zero, bits, inputs)
+
+
+def _halved(scale: FloatArray) -> FloatArray:
+    """As numbers that float16 holds, none of them 0."""
+    smallest = np.finfo(np.float16).smallest_subnormal
+    near = scale.astype(np.float16)
+    return np.where(near == 0, smallest, near).astype(np.float32)
 
 
 def _tiles(blocks: int, block: int, outputs: int) -> Iterator[tuple[slice, slice]]:
