@@ -4,9 +4,10 @@
                             [--threads 1] [--test N] [--json FILE] [--markdown FILE]
 
 A peer is `onnxq:RECIPE`, with any further options after a plus sign (`onnxq:static-int8+--range=entropy`), where
-`auto` is onnxq with no recipe at all and `+no-data` leaves the data out; or `ort:` and a variant of `tools/ort_quantizer.py`. Each tool runs as a process
-of its own, so its peak memory is its own; onnxq starts without its cache, so its time is that of a first run. A crash
-is a row with its last line of error, a rejection one with its reason. CPU seconds show what ran on several threads.
+`auto` is onnxq with no recipe at all and `+no-data` leaves the data out; or `ort:` and a variant of
+`tools/ort_quantizer.py`. Each tool runs as a process of its own, so its peak memory is its own; onnxq starts without
+its cache, so its time is that of a first run. A crash is a row with its last line of error, a rejection one with its
+reason. CPU seconds show what ran on several threads.
 """
 
 from __future__ import annotations

@@ -101,7 +101,6 @@ class Blocks:
         quantizer.process()
         quantizer.model.save_model_to_file(out, use_external_data_format=False)
 
-
     def _config(self, data: str) -> Any:
         """The algorithm with its own settings."""
         from onnxruntime.quantization import matmul_nbits_quantizer as own
