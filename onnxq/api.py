@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from onnxq import runtime
-from onnxq.build import Build, Nothing, choose_mode, prepare, typed
+from onnxq.build import Build, Nothing, prepare, typed
 from onnxq.calibration.collect import save_statistics
 from onnxq.calibration.data import Data, DataSource, open_data
 from onnxq.comparison import batch_size
@@ -24,14 +24,16 @@ from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
 from onnxq.imagined import imagined
 from onnxq.inspection import Summary, has_scales, summarize
+from onnxq.kernels import by_operator
 from onnxq.memo import canonical
 from onnxq.metric import check
+from onnxq.mode_choice import choose_mode
 from onnxq.modelfile import Source, check_output, load, replacing, save
 from onnxq.options import Options, on_target
 from onnxq.passes import PIPELINES
 from onnxq.plan import Plan, Treatment
 from onnxq.planning import calibrate_graph, plan_model
-from onnxq.proof import Proof, by_operator, prove
+from onnxq.proof import Proof, prove
 from onnxq.recipe import WEIGHT_ONLY, Contract, Mode, Recipe
 from onnxq.result import Result
 from onnxq.shelf import shelf_beside

@@ -5,7 +5,6 @@ Not called validate.py: a module of that name would hide the function `onnxq.val
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,13 +18,14 @@ from onnxq.channels import Factors
 from onnxq.comparison import Comparison, OutputProof, batch_size, paired
 from onnxq.continuation import Continuations
 from onnxq.graph import Graph, to_model, weight
+from onnxq.kernels import by_operator, elsewhere, profile
 from onnxq.metric import Meter, Score, resolve
 from onnxq.numerics.affine import dequantize
 from onnxq.numerics.halves import HIGHEST
 from onnxq.numerics.metrics import sqnr_db
 from onnxq.plan import Record
 from onnxq.recipe import Contract
-from onnxq.runtime import CPU, Feeds, Kernel, Session, interleave, loaded_memory
+from onnxq.runtime import CPU, Feeds, Session, interleave, loaded_memory
 
 Array = np.ndarray[Any, Any]
 
@@ -50,9 +50,6 @@ OUTPUT_PARAMETERS = {
     "QLinearConcat": (0, 1),
 }
 """Where integer operators keep the scale and the zero point of their output."""
-
-COPIES = frozenset({"MemcpyFromHost", "MemcpyToHost"})
-"""What the runtime puts between operators on different devices."""
 
 QUANTIZED_SUFFIXES = ("_quantized", "_QuantizeLinear_Output")
 """How this and other tools call the integer form of a tensor."""
@@ -219,29 +216,6 @@ def _tensor_sqnr(reference: Array, value: Array) -> float | None:
 def _inner(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
     model = to_model(graph, extra_outputs=names).SerializeToString()
     return Session(model, folder=graph.folder).run(feeds, list(names))
-
-
-def profile(model: Path, provider: str, threads: int, feeds: Feeds) -> list[Kernel]:
-    """The kernels that run, as the median over a few runs."""
-    session = Session(model, provider=provider, threads=threads, profile=True)
-    for _ in range(5):
-        session.run(feeds)
-    return session.kernels()
-
-
-def by_operator(kernels: Sequence[Kernel]) -> tuple[dict[str, int], dict[str, float]]:
-    """Number and time of kernels by operator, the slowest first."""
-    counts = Counter(kernel.op for kernel in kernels)
-    times = {op: sum(kernel.microseconds for kernel in kernels if kernel.op == op) for op in counts}
-    order = sorted(counts, key=lambda op: (-times[op], op))
-    return {op: counts[op] for op in order}, {op: round(times[op], 1) for op in order}
-
-
-def elsewhere(kernels: Sequence[Kernel], provider: str) -> tuple[dict[str, int], int]:
-    """Operators that the CPU took from another provider, the most frequent first, and copies between the two."""
-    copies = sum(kernel.op in COPIES for kernel in kernels)
-    strangers = Counter(k.op for k in kernels if k.provider == CPU != provider and k.op not in COPIES)
-    return dict(sorted(strangers.items(), key=lambda item: (-item[1], item[0]))), copies
 
 
 def disk_size(model: Path, graph: Graph) -> int:

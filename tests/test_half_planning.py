@@ -11,11 +11,12 @@ import onnx
 import pytest
 
 from onnxq import api
-from onnxq.build import Build, choose_mode, prepare
+from onnxq.build import Build, prepare
 from onnxq.calibration.data import open_data
 from onnxq.errors import DataError, RecipeError
 from onnxq.graph import Graph, to_model
 from onnxq.half_planning import MOST, place_halves, reach
+from onnxq.mode_choice import choose_mode
 from onnxq.options import Options, on_target
 from onnxq.placement import Placement
 from onnxq.plan import Plan, Treatment, read_plan

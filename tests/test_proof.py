@@ -7,10 +7,11 @@ import pytest
 from onnxq.calibration.data import Data, open_data
 from onnxq.channels import divided, spaces
 from onnxq.graph import Graph
+from onnxq.kernels import elsewhere
 from onnxq.passes import BALANCE
 from onnxq.pipeline import Context, run
 from onnxq.plan import BalancePlan, Plan
-from onnxq.proof import elsewhere, layer_errors
+from onnxq.proof import layer_errors
 from onnxq.recipe import Recipe
 from onnxq.runtime import CPU as CPU_PROVIDER
 from onnxq.runtime import Kernel
