@@ -12,8 +12,9 @@ Frantar et al., GPTQ, arXiv:2210.17323; Li et al., GPTAQ, arXiv:2504.02692.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -26,8 +27,7 @@ from onnxq.graph import Array, Graph, weight
 from onnxq.layers import WIDE, Layer, layer_of
 from onnxq.numerics.formats import FORMATS
 from onnxq.numerics.rounding.blocks import Blocked, with_integers
-from onnxq.numerics.rounding.descent import descend
-from onnxq.numerics.rounding.gptq import gptq
+from onnxq.numerics.rounding.gptq import Ahead, gptq
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import Weight
 from onnxq.relay import Relay
@@ -47,7 +47,7 @@ PART = 1 << 24
 """Weights that are rounded at a time: float64 copies of them are made."""
 
 ENOUGH = 2
-"""Rows for each input from which on errors of 8 bits are made to cancel: with fewer it is chance that they cancel."""
+"""Rows for each input from which on it is no chance that errors cancel: with fewer, those of 8 bits are left alone."""
 
 LOUD = 1.0
 """How much noise 8-bit activations may add beside that of the weight, before a kernel that rounds none is taken."""
@@ -56,7 +56,7 @@ ROWS = 512
 """Rows of a layer's input on which that is measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """What layers that read one tensor see of the data.
 
@@ -71,6 +71,33 @@ class View:
     cross: Float64Array
     rows: Array
     count: int
+
+    @property
+    def tells_enough(self) -> bool:
+        """Whether there are enough rows to tell what cancels from what does so by chance."""
+        return self.count >= ENOUGH * len(self.gram)
+
+    @cached_property
+    def ahead(self) -> Ahead:
+        """How the inputs make up for each other's errors."""
+        return Ahead.of(self.gram, damping=DAMPING, act_order=True)
+
+    @cached_property
+    def _change(self) -> Float64Array | None:
+        """HALFWAY from the identity to cross^T gram^-1, less the identity; None where nothing was rounded before."""
+        moved = self.cross - self.gram
+        if not moved.any():
+            return None
+        ridge = DAMPING * self.gram.trace() / max(len(self.gram), 1) or 1.0
+        damped = self.gram + ridge * np.eye(len(self.gram))
+        return np.asarray(HALFWAY * scipy.linalg.solve(damped, moved, assume_a="pos")).T
+
+    def aim(self, exact: Float64Array) -> Float64Array:
+        """From a weight w towards the one that makes of y what w makes of x, as far as that is to be believed.
+
+        argmin of |y w'^T - x w^T|^2 = w cross^T gram^-1
+        """
+        return exact if self._change is None else exact + exact @ self._change
 
 
 @dataclass(frozen=True)
@@ -164,52 +191,42 @@ class Work:
         name, exact = shelf_name(layer, bits), as_matrix(layer, weight(layer.weight))
         found = self.shelf.get(name)
         if found is None:
-            importance = view.gram.diagonal()
-            found = blocked_weight(layer, self.settings, bits, importance)
+            found = blocked_weight(layer, self.settings, bits, view.gram.diagonal())
             wanted = self.settings.method in ("auto", "gptq")
-            if wanted and (bits == 4 or view.count >= ENOUGH * exact.shape[1]):
+            if wanted and (bits == 4 or view.tells_enough):
                 found = cancelling(exact, found, view)
             self.shelf.put(name, found)
-        return activation_noise(found, np.asarray(exact, np.float32), view.rows)
+        return activation_noise(found, np.asarray(exact, np.float32), view)
 
 
 def cancelling(exact: Array, found: Blocked, view: View) -> Blocked:
     """The integers on these grids whose errors cancel at the output."""
     grid = FORMATS[f"uint{found.bits}"]
-    goal = _aim(view)
     zero = np.full(found.scale.shape, found.middle) if found.zero_point is None else found.zero_point
     parts = []
     height = max(1, PART // exact.shape[1])
     for start in range(0, len(exact), height):
         rows = slice(start, start + height)
-        target = goal(np.asarray(exact[rows], np.float64))
+        target = view.aim(np.asarray(exact[rows], np.float64))
         where = (found.scale[rows], zero[rows], grid)
-        block = found.block
-        first = gptq(target, view.gram, *where, damping=DAMPING, block_size=block, act_order=True)
-        parts.append(descend(target, view.gram, *where, start=first, sweeps=1, block_size=block))
+        parts.append(gptq(target, view.gram, *where, block_size=found.block, ahead=view.ahead))
     return with_integers(found, np.concatenate(parts))
 
 
-def _aim(view: View) -> Callable[[Float64Array], Float64Array]:
-    """From a weight w to the one that makes of y what w makes of x, as far as that is to be believed.
+def activation_noise(found: Blocked, exact: Array, view: View) -> float:
+    """Noise of rounding a layer's input to 8 bits in blocks, over that of its rounded weight, at the output.
 
-    argmin of |y w'^T - x w^T|^2 = w cross^T gram^-1
+    Where errors cancel on few rows, that says nothing of rows to come: then the weight counts as rounded to nearest,
+    with a mean square error of scale^2 / 12.
     """
-    ridge = DAMPING * view.gram.trace() / max(len(view.gram), 1) or 1.0
-    moved = view.cross - view.gram
-    if not moved.any():
-        return lambda exact: exact
-    damped = view.gram + ridge * np.eye(len(view.gram))
-    change = HALFWAY * scipy.linalg.solve(damped, moved, assume_a="pos")
-    return lambda exact: exact + exact @ change.T
-
-
-def activation_noise(found: Blocked, exact: Array, rows: Array) -> float:
-    """Noise of rounding a layer's input to 8 bits in blocks, over the noise of its rounded weight, at the output."""
-    seen = found.seen()
+    rows, seen = view.rows, found.seen()
     width = -rows.shape[1] % found.block
     blocks = np.pad(rows, ((0, 0), (0, width))).reshape(len(rows), -1, found.block)
     step = np.maximum(np.abs(blocks).max(axis=2, keepdims=True) / 127, np.finfo(np.float32).smallest_normal)
     rounded = (np.rint(blocks / step) * step).reshape(len(rows), -1)[:, : rows.shape[1]]
-    own, other = np.square((rounded - rows) @ seen.T).sum(), np.square(rows @ (seen - exact).T).sum()
-    return float(own / other) if other > 0 else 0.0
+    own = float(np.square((rounded - rows) @ seen.T).sum())
+    if view.tells_enough:
+        other = float(np.square(rows @ (seen - exact).T).sum())
+    else:
+        other = float((np.square(found.scale) / 12 @ np.square(blocks).sum(axis=(0, 2))).sum())
+    return own / other if other > 0 else 0.0

@@ -290,14 +290,31 @@ def test_noise_of_rounded_inputs_is_that_of_the_formula(width: int) -> None:
             row[:] = np.rint(row / step) * step
     own = np.square((rounded - rows) @ found.seen().T).sum()
     other = np.square(rows @ (found.seen() - exact).T).sum()
-    assert activation_noise(found, exact, rows) == pytest.approx(own / other, rel=1e-3)
+    assert activation_noise(found, exact, seen(rows, enough=True)) == pytest.approx(own / other, rel=1e-3)
     assert 1e-4 < own / other < 1
+
+
+def test_with_few_rows_a_weight_counts_as_rounded_to_nearest() -> None:
+    """Whatever its integers are: that they cancel on these rows is chance."""
+    rows, exact = floats(9, 40), floats(5, 40, seed=4)
+    found = block_round(exact.T, bits=4, block=16, symmetric=False)
+    wide = np.repeat(found.scale, 16, axis=1)[:, :40]
+    other = np.square(rows) @ np.square(wide).T / 12
+    own = activation_noise(found, exact, seen(rows, enough=True)) * np.square(rows @ (found.seen() - exact).T).sum()
+    assert activation_noise(found, exact, seen(rows, enough=False)) == pytest.approx(own / other.sum(), rel=1e-3)
+
+
+def seen(rows: np.ndarray, *, enough: bool) -> View:
+    width = rows.shape[1]
+    return View(np.eye(width), np.eye(width), rows, 2 * width if enough else 2 * width - 1)
 
 
 def test_noise_where_there_is_none() -> None:
     found = block_round(floats(32, 5), bits=4, block=16, symmetric=False)
-    assert activation_noise(found, found.seen(), floats(9, 32)) == 0.0, "of a weight that is rounded to itself"
-    assert activation_noise(found, floats(5, 32), np.zeros((9, 32), np.float32)) == 0.0
+    known = seen(floats(9, 32), enough=True)
+    assert activation_noise(found, found.seen(), known) == 0.0, "of a weight that is rounded to itself"
+    for enough in (True, False):
+        assert activation_noise(found, floats(5, 32), seen(np.zeros((9, 32), np.float32), enough=enough)) == 0.0
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

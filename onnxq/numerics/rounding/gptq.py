@@ -11,14 +11,38 @@ and each term in turn is made as small as the grid allows: Babai's nearest plane
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.linalg
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from onnxq.numerics.formats import Format, IntegerArray
 from onnxq.numerics.rounding.grid import Float64Array, Grid
 from onnxq.numerics.rounding.output_error import matching
 from onnxq.numerics.rounding.sweep import sweep
+
+
+@dataclass(frozen=True, eq=False)
+class Ahead:
+    """How inputs make up for each other, worked out once for all layers that read them.
+
+    Attributes:
+        order: in which they are rounded.
+        coupling: in that order, how much of the error of an input each later one takes over.
+    """
+
+    order: NDArray[np.intp]
+    coupling: Float64Array
+
+    @classmethod
+    def of(cls, gram: ArrayLike, *, damping: float = 0.01, act_order: bool = False) -> Ahead:
+        """From the Gram matrix; the arguments are those of `gptq`."""
+        if not damping > 0:
+            raise ValueError(f"a damping of {damping} gives inputs that were always 0 no factor. Use one above 0.")
+        gram = np.asarray(gram, np.float64)
+        order = np.argsort(-gram.diagonal(), kind="stable") if act_order else np.arange(len(gram))
+        return cls(order, _coupling(gram[np.ix_(order, order)], damping))
 
 
 def gptq(
@@ -31,6 +55,7 @@ def gptq(
     damping: float = 0.01,
     block_size: int | None = None,
     act_order: bool = False,
+    ahead: Ahead | None = None,
 ) -> IntegerArray:
     """Round a weight so that the errors of its inputs cancel at the output, in one sweep.
 
@@ -47,6 +72,7 @@ def gptq(
             as often as needed, where the matrix has no Cholesky factor.
         block_size: inputs that share a scale.
         act_order: round the inputs with the largest mean square first, while most others can still make up.
+        ahead: what follows from the gram, damping and act_order, where it is known.
 
     Returns:
         `format.dtype`, shaped like the weight.
@@ -54,15 +80,13 @@ def gptq(
     Raises:
         ValueError: an argument does not fit the weight, damping is not above 0, or the gram is not finite.
     """
-    if not damping > 0:
-        raise ValueError(f"a damping of {damping} gives inputs that were always 0 no factor. Use one above 0.")
     exact, gram = matching(weight, gram)
-    order = np.argsort(-gram.diagonal(), kind="stable") if act_order else np.arange(len(gram))
+    ahead = ahead or Ahead.of(gram, damping=damping, act_order=act_order)
+    order = ahead.order
     grid = Grid.of(exact.shape, scale, zero_point, format, block_size)
     ordered = Grid(grid.scale[order], grid.zero_point[order], format)
-    ahead = _coupling(gram[np.ix_(order, order)], damping)
     steps = np.empty(grid.scale.shape)
-    steps[order] = sweep(exact.T[order], np.zeros(steps.shape), ahead, ordered)
+    steps[order] = sweep(exact.T[order], np.zeros(steps.shape), ahead.coupling, ordered)
     return grid.integers(steps)
 
 
