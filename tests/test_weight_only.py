@@ -229,7 +229,7 @@ def test_a_layer_with_enormous_inputs_is_named(tmp_path: Path, output: Path) -> 
     v = floats(64, 48) / 8
     v[5] /= 1000
     onnx.save(to_model(read(text, {"v": v, "w": floats(48, 12) / 6})), tmp_path / "model.onnx")
-    x = floats(64, 64)
+    x = floats(256, 64)
     x[:, 5] *= 1000
     recipe = Recipe(mode="weight-int4")
     result = onnxq.optimize(tmp_path / "model.onnx", output, data={"x": x}, recipe=recipe, options=UNPROVEN)
