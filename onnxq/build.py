@@ -239,9 +239,14 @@ def round_weights(build: Build, exact: Graph) -> None:
     """Round what is stored in blocks: with data one layer after the other, else each weight for itself."""
     assert build.plan is not None
     work = Work(exact, build.graph, build.plan, build.shelf, build.calibration, build.threads, build.progress)
-    for name in work.run():
+    levels = work.run()
+    if levels:
+        nodes = {name: build.plan.nodes[name].model_copy(update={"accuracy_level": 0}) for name in levels}
+        build.plan = build.plan.model_copy(update={"nodes": {**build.plan.nodes, **nodes}})
+        others = f" and {len(levels) - 1} more" if len(levels) > 1 else ""
         build.warnings.append(
-            f"'{name}' runs with accuracy level 0: rounding what it reads to 8 bits would cost more than its weight."
+            f"At the slower accuracy level 0 for '{next(iter(levels))}'{others}: rounding the input to 8 bits would cost "
+            "more than rounding the weight does."
         )
 
 

@@ -234,7 +234,9 @@ def test_a_layer_with_enormous_inputs_is_named(tmp_path: Path, output: Path) -> 
     recipe = Recipe(mode="weight-int4")
     result = onnxq.optimize(tmp_path / "model.onnx", output, data={"x": x}, recipe=recipe, options=UNPROVEN)
     (said,) = [words for words in result.warnings if "accuracy level" in words]
-    assert said.startswith("'loud' runs with accuracy level 0")
+    assert said.startswith("At the slower accuracy level 0 for 'loud':")
+    assert result.plan is not None
+    assert {name: node.accuracy_level for name, node in result.plan.nodes.items()} == {"loud": 0, "quiet": 4}
     levels = [node.attrs["accuracy_level"] for node in load(output).nodes if node.op == "MatMulNBits"]
     assert levels == [0, 4]
 
