@@ -245,8 +245,8 @@ def round_weights(build: Build, exact: Graph) -> None:
         build.plan = build.plan.model_copy(update={"nodes": {**build.plan.nodes, **nodes}})
         others = f" and {len(levels) - 1} more" if len(levels) > 1 else ""
         build.warnings.append(
-            f"At the slower accuracy level 0 for '{next(iter(levels))}'{others}: rounding the input to 8 bits would cost "
-            "more than rounding the weight does."
+            f"At the slower accuracy level 0 for '{next(iter(levels))}'{others}: to round the input to 8 bits would "
+            "cost more than to round the weight."
         )
 
 
