@@ -141,7 +141,7 @@ def compare_generation(reference: Session, candidate: Session, prompt: Prompt, s
         RecipeError: one of them is no language model.
         DataError: a model fails on the prompt.
     """
-    _check_causal(reference, prompt.tokens)
+    check_causal(reference, prompt.tokens)
     sessions = (reference, candidate)
     first, second = (generate(session, prompt.tokens, prompt.count) for session in sessions)  # the first run allocates
     rounds = _rounds(sessions, prompt, seconds)
@@ -193,7 +193,7 @@ def _agreement(candidate: Session, prompt: Sequence[int], written: Sequence[int]
     return float(np.mean(decisions(scores[-len(written) :]) == np.array(written)))
 
 
-def _check_causal(session: Session, prompt: Sequence[int]) -> None:
+def check_causal(session: Session, prompt: Sequence[int]) -> None:
     """Raise RecipeError where what is to come changes the scores of what was: such a model fills gaps.
 
     A cache makes that impossible, and where a run scores its last token only, it cannot be seen.

@@ -15,6 +15,7 @@ import numpy as np
 from onnxq.calibration.caches import empty_caches
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data, open_data
+from onnxq.continuation import check_causal
 from onnxq.errors import DataError, RecipeError
 from onnxq.generation import Roles, find_roles
 from onnxq.runtime import Session
@@ -45,6 +46,7 @@ def _written(session: Session, roles: Roles, progress: Progress) -> Array:
     """Tokens (texts, length). Every text begins with a token drawn at random."""
     if roles.length is not None or roles.rows != 1:
         raise RecipeError("A model that fixes its lengths writes no text here.")
+    check_causal(session, [0, 0])
     random = np.random.default_rng(SEED)
     tokens = np.zeros((TEXTS, 1), np.int64)
     vocabulary = _scores(session, roles, tokens).shape[1]
