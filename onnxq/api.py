@@ -93,6 +93,7 @@ def optimize(
     feeds = None if data is None else open_data(data, source.interface().inputs)
     mode = choose_mode(wanted, feeds is not None, bool(plan or statistics)) if not has_scales(source) else "static-int8"
     check_choice("mixed-int8" if has_scales(source) else mode, plan, feeds is not None, options)
+    wanted = _for_size(wanted, mode)
     build = Build(source.copy(), wanted, mode, progress=options.progress)
     beside = target if source.files else None  # what fits into one file fits into memory
     kept = shelf_beside(beside, _wishes(source, wanted, mode, feeds))
@@ -107,7 +108,10 @@ def optimize(
         seen = held is not None and held is calibration
         build.calibration, build.threads = calibration, options.threads
         if calibration is None and plan is None and mode in WEIGHT_ONLY and wanted.weight.fit:
-            build.calibration = _imagined(reference, source, options)
+            with build.stage("imagine"):
+                build.calibration = _imagined(reference, source, options)
+            if build.calibration is not None:
+                build.warnings.append("Without data, weights were rounded for text that the model wrote itself.")
         judged = plan is None and (wanted.mode in ("auto", "mixed-int8") or bool(wanted.contract.model_fields_set))
         delivery = Delivery((reference, source), target, tested, seen, judged, options)
         try:
@@ -123,6 +127,18 @@ def optimize(
         result = _written(result, prompt, build, delivery)
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
         return result.model_copy(update={"calibrated": used})
+
+
+def _for_size(recipe: Recipe, mode: Mode) -> Recipe:
+    """The recipe with no demand for speed where nobody made one and the mode is for size."""
+    contract = recipe.contract
+    if (
+        mode not in (*WEIGHT_ONLY, "fp16")
+        or not contract.model_fields_set
+        or "min_speedup" in contract.model_fields_set
+    ):
+        return recipe
+    return recipe.model_copy(update={"contract": contract.model_copy(update={"min_speedup": 0.0})})
 
 
 def _imagined(path: Path, source: Graph, options: Options) -> Data | None:

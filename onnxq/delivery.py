@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from onnxq import runtime
 from onnxq.build import Build, quantize, typed
 from onnxq.calibration.data import Data
-from onnxq.contract import Verdict, judge
+from onnxq.contract import Verdict, beside_limit, judge, keeps
 from onnxq.graph import Graph
 from onnxq.inspection import has_scales
 from onnxq.memo import JSON
@@ -137,7 +137,9 @@ def _verdict(build: Build, file: Path, proof: Proof | None, delivery: Delivery) 
     if delivery.judged and build.plan is not None and build.plan.does_nothing:
         return Verdict(holds=False, reasons=["No layer runs faster in integers here without losing too much accuracy."])
     if proof is None or not delivery.judged:
-        return Verdict(holds=True)
+        score, limits = None if proof is None or random else proof.score, build.recipe.contract
+        lost = score is not None and not keeps(score, limits)
+        return Verdict(holds=True, notes=[f"{beside_limit(score, limits)}."] if score is not None and lost else [])
     memo, key = delivery.options.memo, _key(file, delivery)
     known = memo.get("speedup", key)
     speedup = known if isinstance(known, float) else proof.speedup

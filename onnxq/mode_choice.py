@@ -13,6 +13,8 @@ def choose_mode(recipe: Recipe, data: bool, known: bool) -> Mode:
         DataError: a mode that measures activations was asked for, and there is nothing to measure.
         RecipeError: the recipe contradicts itself.
     """
+    if recipe.mode == "weight-int8" and recipe.weight.bits not in (None, 8):
+        raise RecipeError(f"weight-int8 has 8 bits, and not {recipe.weight.bits:g}. Add --recipe weight-int4.")
     if recipe.target == "cuda":
         return _mode_on_cuda(recipe, data or known)
     if recipe.mode == "auto":

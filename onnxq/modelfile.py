@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ EMBEDDED_LIMIT = 1_900_000_000
 
 OUTSIDE_LIMIT = 1024
 """Bytes from which on a weight goes into the data file, where there is one."""
+
+BESIDE = 160
+"""Bytes that a weight takes in a model beside its values: its name and its sizes, at most as usual."""
 
 ALIGNMENT = 4096
 """External tensors start at a page, so that they can be memory-mapped."""
@@ -149,11 +152,27 @@ def save(graph: Graph, path: Path) -> None:
             f"The output '{path.name}' holds weights of the input model. Name another file with --output."
         )
     weights = graph.weights()
-    if sum(_bytes(t) for t in weights) <= EMBEDDED_LIMIT and not any(is_external(t) for t in weights):
+    if _is_embedded(weights):
         path.write_bytes(to_model(graph).SerializeToString(deterministic=True))
         return
     with open(_data_path(graph, path), "wb") as data:
         path.write_bytes(to_model(graph, DataFile(data)).SerializeToString(deterministic=True))
+
+
+def expected_size(graph: Graph) -> int:
+    """Bytes that `save` will write, a little more rather than less; no weight is read."""
+    weights = graph.weights()
+    sizes = [_bytes(tensor) for tensor in weights]
+    if _is_embedded(weights):
+        values = sum(sizes)
+    else:
+        values = sum(-(-size // ALIGNMENT) * ALIGNMENT if size >= OUTSIDE_LIMIT else size for size in sizes)
+    return int(to_model(graph, weights=[]).ByteSize()) + values + BESIDE * len(weights)
+
+
+def _is_embedded(weights: Sequence[Constant]) -> bool:
+    """Whether one file holds everything."""
+    return sum(map(_bytes, weights)) <= EMBEDDED_LIMIT and not any(map(is_external, weights))
 
 
 def _holds_input(graph: Graph, path: Path) -> bool:

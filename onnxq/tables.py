@@ -200,7 +200,8 @@ def _accuracy(outputs: Mapping[str, OutputProof], made_up: bool = False) -> Tabl
         *["KL"] * diverges,
         *["top-1 float", "top-1"] * labelled,
     )
-    shown = sorted(outputs.items(), key=lambda item: item[1].cosine)[:MOST_OUTPUTS]
+    # what decides something comes first: a cache may be further off, and matters less
+    shown = sorted(outputs.items(), key=lambda item: (item[1].agreement is None, item[1].cosine))[:MOST_OUTPUTS]
     for name, o in shown:
         figures = [f"{o.cosine:.5f}", f"{o.cosine_min:.4f}", _decibels(o.sqnr_db), f"{o.max_error:.3g}"]
         figures += [_percent(o.agreement)] * agree + ["" if o.kl is None else f"{o.kl:.3g}"] * diverges

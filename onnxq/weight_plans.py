@@ -13,8 +13,9 @@ from onnxq.calibration.collect import unmasked
 from onnxq.calibration.data import Data, mask_of
 from onnxq.channels import Space, spaces
 from onnxq.errors import DataError
-from onnxq.graph import Array, Graph, skeleton, weight
+from onnxq.graph import Array, Graph, weight
 from onnxq.layers import WIDE, Layer, layer_of
+from onnxq.modelfile import expected_size
 from onnxq.numerics.rounding.awq import awq_factors
 from onnxq.numerics.rounding.blocks import block_round
 from onnxq.passes import QUANTIZE
@@ -56,10 +57,10 @@ def weight_plans(build: Build, plain: Plan) -> list[Plan]:
             raise DataError("AWQ looks at activations, and needs data. Give --data, or take --method hqq.")
         plain = plain.model_copy(update={"balance": balanced(build, plain, build.calibration)})
     layers = _layers(build.graph, plain)
-    fewest = settings.bits or (8.0 if build.mode == "weight-int8" else 4.0)
-    if fewest == MOST or not layers:
+    if build.mode == "weight-int8" or not layers:
         return [plain]
-    room = contract.most_bytes(_bytes(build.graph))
+    fewest = settings.bits or FEWEST
+    room = contract.most_bytes(expected_size(build.graph))
     most = MOST if room is None else _fitting(build, plain, layers, room)
     if room is not None and contract.max_drop is None and settings.bits is None:
         wanted = [max(most, fewest)]
@@ -81,15 +82,10 @@ def _layers(graph: Graph, plan: Plan) -> dict[str, list[Layer]]:
     return found
 
 
-def _bytes(graph: Graph) -> int:
-    """What a graph takes in a file; no weight is read."""
-    return int(skeleton(graph, []).ByteSize()) + sum(int(tensor._values.nbytes) for tensor in graph.weights())
-
-
 def _fitting(build: Build, plan: Plan, layers: Mapping[str, list[Layer]], room: int) -> float:
     """The bits on average with which a model takes so many bytes."""
     context = replace(build.context, plan=with_bits(plan, layers, FEWEST, {}))
-    least = _bytes(run(QUANTIZE, build.graph, context, GIVEN).graph)
+    least = expected_size(run(QUANTIZE, build.graph, context, GIVEN).graph)
     free = [own[0] for own in layers.values() if not _is_precise(plan, own)]
     small, large = (sum(_size(plan, layer, bits) for layer in free) for bits in (4, 8))
     return float(np.clip(FEWEST + (MOST - FEWEST) * (room - least) / max(large - small, 1), FEWEST, MOST))
