@@ -28,6 +28,7 @@ from onnxq.layers import WIDE, Layer, layer_of
 from onnxq.numerics.formats import FORMATS
 from onnxq.numerics.rounding.blocks import Blocked, with_integers
 from onnxq.numerics.rounding.gptq import Ahead, gptq
+from onnxq.numerics.rounding.shrinkage import shrinkage, shrunk
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import Weight
 from onnxq.relay import Relay
@@ -47,7 +48,7 @@ PART = 1 << 24
 """Weights that are rounded at a time: float64 copies of them are made."""
 
 ENOUGH = 2
-"""Rows for each input from which on it is no chance that errors cancel: with fewer, those of 8 bits are left alone."""
+"""Rows for each input from which on it is no chance that errors cancel on them."""
 
 LOUD = 1.0
 """How much noise 8-bit activations may add beside that of the weight, before a kernel that rounds none is taken."""
@@ -62,13 +63,13 @@ class View:
 
     Attributes:
         gram: (inputs, inputs), sum of y^T y in the rounded model.
-        cross: sum of y^T x, where x is what the float model has there.
+        moved: sum of y^T (x - y), where x is what the float model has there.
         rows: some of the y.
         count: how many y there were.
     """
 
     gram: Float64Array
-    cross: Float64Array
+    moved: Float64Array
     rows: Array
     count: int
 
@@ -85,12 +86,11 @@ class View:
     @cached_property
     def _change(self) -> Float64Array | None:
         """HALFWAY from the identity to cross^T gram^-1, less the identity; None where nothing was rounded before."""
-        moved = self.cross - self.gram
-        if not moved.any():
+        if not self.moved.any():
             return None
         ridge = DAMPING * self.gram.trace() / max(len(self.gram), 1) or 1.0
         damped = self.gram + ridge * np.eye(len(self.gram))
-        return np.asarray(HALFWAY * scipy.linalg.solve(damped, moved, assume_a="pos")).T
+        return np.asarray(HALFWAY * scipy.linalg.solve(damped, self.moved, assume_a="pos")).T
 
     def aim(self, exact: Float64Array) -> Float64Array:
         """From a weight w towards the one that makes of y what w makes of x, as far as that is to be believed.
@@ -170,20 +170,21 @@ class Work:
 
     def _view(self, name: str, pairs: Iterator[tuple[Mapping[str, Array], Array, Array]], most: int) -> View:
         """`most` is how many rows of a batch are kept."""
-        gram, cross, kept, count = np.zeros(()), np.zeros(()), list[Array](), 0
-        for feeds, exact, rounded in pairs:
+        halves, moved, kept, count = [np.zeros(()), np.zeros(())], np.zeros(()), list[Array](), 0
+        for number, (feeds, exact, rounded) in enumerate(pairs):
             mask = mask_of(feeds)
             x, y = (unmasked(value, mask) for value in (exact, rounded))
             x, y = (value.reshape(-1, value.shape[-1]).astype(np.float64) for value in (x, y))
             finite = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
             x, y = x[finite], y[finite]
-            gram, cross = gram + y.T @ y, cross + y.T @ x
+            halves[number % 2], moved = halves[number % 2] + y.T @ y, moved + y.T @ (x - y)
             count += len(y)
             kept.append(y[:: max(1, -(-len(y) // most))].astype(np.float32))
         rows = np.concatenate(kept)
         if not len(rows):
             raise DataError(f"Tensor '{name}' is NaN or infinite for all of the data. Check the preprocessing.")
-        return View(np.asarray(gram), np.asarray(cross), rows[:ROWS], count)
+        gram = np.asarray(halves[0] + halves[1])
+        return View(believed(halves, gram), np.asarray(moved), rows[:ROWS], count)
 
     def _round(self, layer: Layer, view: View) -> float:
         """Put the rounded weight on the shelf; noise of 8-bit activations over that of the weight."""
@@ -192,8 +193,7 @@ class Work:
         found = self.shelf.get(name)
         if found is None:
             found = blocked_weight(layer, self.settings, bits, view.gram.diagonal())
-            wanted = self.settings.method in ("auto", "gptq")
-            if wanted and (bits == 4 or view.tells_enough):
+            if self.settings.method in ("auto", "gptq"):
                 found = cancelling(exact, found, view)
             self.shelf.put(name, found)
         return activation_noise(found, np.asarray(exact, np.float32), view)
@@ -211,6 +211,17 @@ def cancelling(exact: Array, found: Blocked, view: View) -> Blocked:
         where = (found.scale[rows], zero[rows], grid)
         parts.append(gptq(target, view.gram, *where, block_size=found.block, ahead=view.ahead))
     return with_integers(found, np.concatenate(parts))
+
+
+def believed(halves: Sequence[Array], gram: Float64Array) -> Float64Array:
+    """The Gram matrix, with its correlations as far as those of one half of the data are those of the other.
+
+    What chance adds to a half is smaller by as much again in the whole.
+    """
+    if any(half.ndim == 0 for half in halves):
+        return gram
+    share = shrinkage(halves[0], halves[1], least=0.0)
+    return shrunk(gram, share / (2 - share))
 
 
 def activation_noise(found: Blocked, exact: Array, view: View) -> float:
