@@ -18,7 +18,7 @@ import numpy as np
 
 from onnxq.calibration.caches import Cache, empty_caches, find_cache, find_caches, is_branch, switch
 from onnxq.comparison import decisions
-from onnxq.errors import RecipeError
+from onnxq.errors import DataError, RecipeError
 from onnxq.interface import TensorSpec, describe
 from onnxq.metric_choice import TOKENS
 from onnxq.plan import Record
@@ -213,7 +213,13 @@ class Decoder:
                 f"No text can be generated: a run takes {self.roles.length} tokens, and there are {len(tokens)}. "
                 "Take a shorter prompt and fewer new tokens, or export the model with a free length."
             )
-        outputs = self.session.run(self._feeds(tokens, before, missing), [self.roles.logits, *self._presents()])
+        try:
+            outputs = self.session.run(self._feeds(tokens, before, missing), [self.roles.logits, *self._presents()])
+        except DataError as error:
+            raise RecipeError(
+                f"No text can be generated: the model fails at {before + len(tokens)} tokens ({error}) Ask for fewer "
+                "if it takes no more, and give its own tokenizer."
+            ) from None
         self.past = {cache: outputs[present] for cache, present in self.roles.presents.items()}
         scores = outputs[self.roles.logits]
         if scores.ndim != 3 or scores.shape[1] not in (1, len(tokens) + missing):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from onnxq.errors import DataError, RecipeError
+from onnxq.errors import RecipeError
 from onnxq.generation import Decoder, Generation, find_roles, generate, next_token
 from onnxq.interface import Dimension, TensorSpec
 from onnxq.runtime import Session
@@ -88,7 +89,7 @@ def test_no_text_is_refused(prompt: list[int], count: int) -> None:
 
 
 def test_a_text_that_becomes_too_long_is_refused() -> None:
-    with pytest.raises(DataError, match="The model fails on the given data"):
+    with pytest.raises(RecipeError, match=r"fails at \d+ tokens .*Ask for fewer"):
         generate(session(), PROMPT, LONGEST)
 
 
@@ -152,3 +153,10 @@ def test_other_names_of_tokens_and_scores() -> None:
 def test_what_writes_no_text_is_refused(inputs: list[TensorSpec], outputs: list[TensorSpec], message: str) -> None:
     with pytest.raises(RecipeError, match=f"No text can be generated: .*{message}"):
         find_roles(inputs, outputs)
+
+
+def test_past_the_context_of_a_model() -> None:
+    """The rotary tables of the sample decoder end at 512 positions."""
+    session = Session(Path(__file__).parents[1] / "models" / "decoder.onnx", threads=1)
+    with pytest.raises(RecipeError, match=r"No text can be generated: the model fails at 513 tokens"):
+        Decoder.of(session).feed([0] * 513)
