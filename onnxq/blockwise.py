@@ -24,12 +24,13 @@ from onnxq.calibration.collect import Progress, silent, unmasked
 from onnxq.calibration.data import Data, mask_of
 from onnxq.errors import DataError
 from onnxq.graph import Array, Graph, weight
-from onnxq.layers import WIDE, Layer, layer_of
+from onnxq.layers import Layer
+from onnxq.nbits import blocked_layers
 from onnxq.numerics.formats import FORMATS
 from onnxq.numerics.rounding.blocks import Blocked, with_integers
 from onnxq.numerics.rounding.gptq import Ahead, gptq
 from onnxq.numerics.rounding.shrinkage import shrinkage, shrunk
-from onnxq.plan import Plan, Treatment
+from onnxq.plan import Plan
 from onnxq.recipe import Weight
 from onnxq.relay import Relay
 from onnxq.search.region import successors
@@ -161,20 +162,15 @@ class Work:
     def _groups(self) -> dict[str, list[Layer]]:
         """Layers by the tensor that they read, in order."""
         found: dict[str, list[Layer]] = {}
-        for node in self.graph.nodes:
-            if node.op != "Gather" and self.plan.treatment(node.name) is Treatment.WEIGHT:
-                layer = layer_of(self.graph, node, frozenset(), WIDE)
-                assert isinstance(layer, Layer)
-                found.setdefault(layer.data.name, []).append(layer)
+        for layer in blocked_layers(self.graph, self.plan.nodes):
+            found.setdefault(layer.data.name, []).append(layer)
         return found
 
     def _view(self, name: str, pairs: Iterator[tuple[Mapping[str, Array], Array, Array]], most: int) -> View:
         """`most` is how many rows of a batch are kept."""
         halves, moved, kept, count = [np.zeros(()), np.zeros(())], np.zeros(()), list[Array](), 0
         for number, (feeds, exact, rounded) in enumerate(pairs):
-            mask = mask_of(feeds)
-            x, y = (unmasked(value, mask) for value in (exact, rounded))
-            x, y = (value.reshape(-1, value.shape[-1]).astype(np.float64) for value in (x, y))
+            x, y = (rows_of(value, feeds) for value in (exact, rounded))
             finite = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
             x, y = x[finite], y[finite]
             halves[number % 2], moved = halves[number % 2] + y.T @ y, moved + y.T @ (x - y)
@@ -197,6 +193,11 @@ class Work:
                 found = cancelling(exact, found, view)
             self.shelf.put(name, found)
         return activation_noise(found, np.asarray(exact, np.float32), view)
+
+
+def rows_of(value: Array, feeds: Mapping[str, Array]) -> Float64Array:
+    """What a linear layer reads, one row for each position that is no padding."""
+    return unmasked(value, mask_of(feeds)).reshape(-1, value.shape[-1]).astype(np.float64)
 
 
 def cancelling(exact: Array, found: Blocked, view: View) -> Blocked:

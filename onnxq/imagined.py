@@ -38,8 +38,7 @@ def imagined(session: Session, progress: Progress = silent) -> Data | None:
         tokens = _written(session, roles, progress)
     except (RecipeError, DataError):
         return None
-    data = open_data(list(_feeds(roles, tokens, 1)), session.inputs)
-    return Data(data.source, data.inputs, data.indices)
+    return open_data(list(_feeds(roles, tokens, 1)), session.inputs)
 
 
 def _written(session: Session, roles: Roles, progress: Progress) -> Array:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from onnxq.graph import MICROSOFT, Constant, Graph, Node, Tensor, Variable, weight
-from onnxq.layers import WIDE, Layer, layer_of
-from onnxq.nbits import Parts
+from onnxq.layers import Layer
+from onnxq.nbits import Parts, blocked_layers
 from onnxq.plan import NodePlan, Plan, Treatment
 from onnxq.recipe import Recipe
 from onnxq.rewrite import Change
@@ -36,7 +36,7 @@ def stored_lookups(graph: Graph, nodes: Mapping[str, NodePlan], recipe: Recipe) 
     if recipe.format == "qdq" or recipe.weight.embedding_bits == 8 or not lookups:
         return {}
     largest = max(_size(node.inputs[0]) for node in lookups)
-    layers, found = list(_layers(graph, nodes)), dict[str, NodePlan]()
+    layers, found = list(blocked_layers(graph, nodes)), dict[str, NodePlan]()
     for node in lookups:
         table, before = node.inputs[0], nodes[node.name]
         if not _fits(table, recipe):
@@ -57,15 +57,6 @@ def stored_lookups(graph: Graph, nodes: Mapping[str, NodePlan], recipe: Recipe) 
 
 def _stored(decision: NodePlan) -> bool:
     return decision.treatment is Treatment.WEIGHT
-
-
-def _layers(graph: Graph, nodes: Mapping[str, NodePlan]) -> Iterator[Layer]:
-    """Layers whose weights are stored in blocks."""
-    for node in graph.nodes:
-        if node.op != "Gather" and node.name in nodes and _stored(nodes[node.name]):
-            layer = layer_of(graph, node, frozenset(), WIDE)
-            if isinstance(layer, Layer):
-                yield layer
 
 
 def _size(table: Tensor) -> int:

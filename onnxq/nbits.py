@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from onnxq.graph import UINT4, Array, Constant, Graph, Later, Tensor
-from onnxq.layers import Layer
+from onnxq.layers import WIDE, Layer, layer_of
 from onnxq.numerics.rounding.blocks import Blocked
-from onnxq.plan import NodePlan
+from onnxq.plan import NodePlan, Treatment
 from onnxq.recipe import Weight
 from onnxq.shelf import Shelf
 from onnxq.weights import blocked_weight, matrix_shape, shelf_name
 
 Parts = list[Tensor | None]
 """Inputs of the operator by place; None for one that is left out."""
+
+
+def blocked_layers(graph: Graph, nodes: Mapping[str, NodePlan]) -> Iterator[Layer]:
+    """The layers whose weights a plan stores in blocks, in order."""
+    for node in graph.nodes:
+        if node.op != "Gather" and node.name in nodes and nodes[node.name].treatment is Treatment.WEIGHT:
+            layer = layer_of(graph, node, frozenset(), WIDE)
+            assert isinstance(layer, Layer)
+            yield layer
 
 
 def attributes(layer: Layer, settings: Weight, decision: NodePlan) -> dict[str, int]:

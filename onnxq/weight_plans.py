@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxq.blockwise import rows_of
 from onnxq.build import GIVEN, Build
-from onnxq.calibration.collect import unmasked
-from onnxq.calibration.data import Data, mask_of
+from onnxq.calibration.data import Data
 from onnxq.channels import Space, spaces
 from onnxq.errors import DataError
 from onnxq.graph import Array, Graph, weight
-from onnxq.layers import WIDE, Layer, layer_of
+from onnxq.layers import Layer
 from onnxq.modelfile import expected_size
+from onnxq.nbits import blocked_layers
 from onnxq.numerics.rounding.awq import awq_factors
 from onnxq.numerics.rounding.blocks import block_round
 from onnxq.passes import QUANTIZE
@@ -74,11 +75,8 @@ def weight_plans(build: Build, plain: Plan) -> list[Plan]:
 def _layers(graph: Graph, plan: Plan) -> dict[str, list[Layer]]:
     """Layers whose weights are stored in blocks, by the weight: those that share one share its bits."""
     found: dict[str, list[Layer]] = {}
-    for node in graph.nodes:
-        if node.op != "Gather" and plan.treatment(node.name) is Treatment.WEIGHT:
-            layer = layer_of(graph, node, frozenset(), WIDE)
-            assert isinstance(layer, Layer)
-            found.setdefault(layer.weight.name, []).append(layer)
+    for layer in blocked_layers(graph, plan.nodes):
+        found.setdefault(layer.weight.name, []).append(layer)
     return found
 
 
@@ -192,7 +190,7 @@ def _seen(relay: Relay, name: str, data: Data) -> tuple[Array, Array]:
     """Sum of x^T x of a tensor, and the mean of its absolute values by channel."""
     gram, size, count = np.zeros(()), np.zeros(()), 0
     for feeds, value in zip(data.batches(), relay.reach(name), strict=True):
-        rows = unmasked(value, mask_of(feeds)).reshape(-1, value.shape[-1]).astype(np.float64)
+        rows = rows_of(value, feeds)
         rows = rows[np.isfinite(rows).all(axis=1)]
         gram, size, count = gram + rows.T @ rows, size + np.abs(rows).sum(axis=0), count + len(rows)
     return gram, size / max(count, 1)

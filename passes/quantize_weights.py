@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxq.graph import MICROSOFT, Graph
-from onnxq.layers import WIDE, Layer, bias_row, layer_of
+from onnxq.layers import Layer, bias_row
 from onnxq.lookups import shared_lookups
-from onnxq.nbits import Parts, attributes, dequantized_blocks, stored_blocks, with_bias
+from onnxq.nbits import Parts, attributes, blocked_layers, dequantized_blocks, stored_blocks, with_bias
 from onnxq.pipeline import Context, Lossy, Promise
-from onnxq.plan import NodePlan, Treatment
+from onnxq.plan import NodePlan
 from onnxq.rewrite import Change
 from onnxq.spec import Fact
 from onnxq.weights import shelf_name
@@ -38,9 +38,8 @@ class QuantizeWeights:
         plan = context.plan
         assert plan is not None
         settings, stored, blocks = plan.recipe.weight, dict[str, Parts](), dict[str, Parts]()
-        for node in [n for n in graph.nodes if plan.treatment(n.name) is Treatment.WEIGHT and n.op != "Gather"]:
-            layer = layer_of(graph, node, frozenset(), WIDE)
-            assert isinstance(layer, Layer)
+        for layer in list(blocked_layers(graph, plan.nodes)):
+            node = layer.node
             name, op, output, decision = node.name, node.op, layer.output, plan.nodes[node.name]
             key = shelf_name(layer, decision.bits)
             if key not in stored:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from onnxq import imagined as module
+from onnxq.graph import to_model
 from onnxq.imagined import TEXTS, imagined
 from onnxq.numerics.metrics import token_losses
 from onnxq.runtime import Session
+from tests.onnx_text import floats, read
 
 MODELS = Path(__file__).parents[1] / "models"
 LENGTH = 40
@@ -66,3 +68,12 @@ def test_a_model_with_a_cache_reads_it_from_the_start(texts: list[dict[str, np.n
 @pytest.mark.parametrize("name", ["digits.onnx", "docstrings.onnx"])
 def test_other_models_write_nothing(name: str) -> None:
     assert imagined(Session(MODELS / name, threads=1)) is None
+
+
+def test_a_model_that_looks_ahead_writes_nothing() -> None:
+    """Scores of the shape of logits do not make a language model: an encoder fills gaps."""
+    text = """(int64[n,t] input_ids) => (float[n,t,300] logits) {
+        e = Gather(table, input_ids) m = ReduceMean<axes=[1]>(e) logits = Add(e, m)
+    }"""
+    model = to_model(read(text, {"table": floats(300, 300)})).SerializeToString()
+    assert imagined(Session(model, threads=1)) is None

@@ -207,10 +207,13 @@ class _Reader:
     def __init__(self, path: str) -> None:
         with np.load(path) as stored:
             items = Items(dict(stored))
-        self._items: Iterator[dict[str, Array]] = (items.item(i) for i in range(len(items)))
+        self._feeds = [items.item(i) for i in range(len(items))]  # GPTQ copies its reader, and no generator can be
 
     def get_next(self) -> dict[str, Array] | None:
-        return next(self._items, None)
+        return self._feeds.pop(0) if self._feeds else None
+
+    def __iter__(self) -> Iterator[dict[str, Array]]:
+        return iter(self.get_next, None)
 
 
 if __name__ == "__main__":
