@@ -40,7 +40,7 @@ def decide(
     """
     tensors: dict[str, TensorPlan] = {}
     for name, source in placement.tensors.items():
-        form = FORMATS[recipe.activation.format]
+        form = recipe.activation.grid
         if source in placement.fixed:
             (low, high), reason = placement.fixed[source], "The operator returns nothing else."
         elif source in chosen:
@@ -51,10 +51,11 @@ def decide(
             low, high, reason = _range(source, statistics, recipe, rule or recipe.activation.range)
         scale, zero_point = parameters(low, high, form, symmetric=recipe.activation.symmetric)
         zero = int(zero_point)
-        if recipe.format == "integer" and form.name != target.activation:
+        wanted = FORMATS[f"{target.activation.rstrip('8')}{form.bits}"]
+        if recipe.format == "integer" and form.name != wanted.name:
             # the same steps under other names: integer kernels of the target take one signedness only
-            zero += FORMATS[target.activation].qmin - form.qmin
-            form = FORMATS[target.activation]
+            zero += wanted.qmin - form.qmin
+            form = wanted
         means = _means(name, statistics) if recipe.weight.correct_bias else []
         shared = "" if source == name else f" Shares the scale of '{source}'."
         tensors[name] = TensorPlan(
@@ -85,9 +86,9 @@ def _range(name: str, statistics: Statistics, recipe: Recipe, rule: RangeRule) -
     elif rule == "percentile":
         low, high = ranges.percentile(seen.histogram, settings.percent)
     elif rule == "entropy":
-        low, high = ranges.entropy(seen.histogram)
+        low, high = ranges.entropy(seen.histogram, settings.grid.levels)
     elif rule in ("mse", "auto"):
-        low, high = ranges.mse(seen.histogram, FORMATS[settings.format], settings.symmetric)
+        low, high = ranges.mse(seen.histogram, settings.grid, settings.symmetric)
     else:
         low, high = ranges.minmax(seen.histogram)
     return float(low), float(high), f"Range by {rule}."

@@ -298,6 +298,8 @@ def needed_opset(graph: Graph, placement: Placement, recipe: Recipe, mode: Mode)
         return graph.opset
     if recipe.format == "qdq":
         return 13  # DequantizeLinear with a scale for each channel
+    if recipe.activation.bits < 8:
+        return 12  # Clip on integers
     if static & {"MaxPool", "Concat"} or recipe.activation.symmetric:
         return 12  # MaxPool on integers; Clip on integers, for ranges that reach beyond an activation
     return 11 if static & {"Pad", "DepthToSpace"} else 10  # QLinearConv, QuantizeLinear

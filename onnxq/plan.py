@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from onnxq.errors import RecipeError
+from onnxq.numerics.formats import FORMATS
 from onnxq.recipe import Contract, Recipe, explain
 
 LEFT_OUT = "(left out here; a saved plan has it)"
@@ -70,7 +71,7 @@ class TensorPlan(Record):
     """How one activation becomes integers: `q = clip(round(r / scale) + zero_point)`.
 
     Attributes:
-        format: `uint8` or `int8`.
+        format: `uint8` or `int8`, or of fewer bits: `uint4`.
         scale: width of one step.
         zero_point: the integer that stands for 0.
         low: lower end of the range that was chosen.
@@ -79,7 +80,7 @@ class TensorPlan(Record):
         means: mean of each channel where a layer reads it, for the correction of that layer's bias; empty if unknown.
     """
 
-    format: str = Field(pattern="^u?int8$")
+    format: str = Field(pattern="^u?int[2-8]$")
     scale: float = Field(gt=0, allow_inf_nan=False)
     zero_point: int
     low: float
@@ -90,9 +91,9 @@ class TensorPlan(Record):
     @field_validator("zero_point")
     @classmethod
     def _in_format(cls, value: int, info: ValidationInfo) -> int:
-        lowest = -128 if info.data.get("format") == "int8" else 0
-        if not lowest <= value <= lowest + 255:
-            raise ValueError(f"8 bits reach from {lowest} to {lowest + 255}")
+        form = FORMATS[info.data.get("format", "uint8")]
+        if not form.qmin <= value <= form.qmax:
+            raise ValueError(f"{form.bits} bits reach from {form.qmin} to {form.qmax}")
         return value
 
 

@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from onnxq.errors import RecipeError
+from onnxq.numerics.formats import FORMATS, Format
 from onnxq.quantities import bytes_of, share_of
 
 Mode = Literal["auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8", "weight-int4", "fp16"]
@@ -52,12 +53,19 @@ class Activation(Settings):
         range: the rule that turns a statistic into a range; `auto` tries all but moving-average and takes the one that
             leaves the least noise at the outputs, measured on calibration data (without data: mse).
         percent: what the percentile rule keeps, in percent.
+        bits: of static activations, from 2 to 8; fewer than 8 lie in 8-bit integers, for no kernel is faster with them.
     """
 
     format: ActivationFormat = "uint8"
     symmetric: bool = False
+    bits: int = Field(default=8, ge=2, le=8)
     range: RangeRule = "auto"
     percent: float = Field(default=99.99, gt=50, le=100)
+
+    @property
+    def grid(self) -> Format:
+        """The integers of an activation."""
+        return FORMATS[f"{self.format.rstrip('8')}{self.bits}"]
 
 
 class Weight(Settings):
@@ -75,8 +83,8 @@ class Weight(Settings):
             weight of such a layer is stored once, in blocks of 8 bits, and others take 8.
         block_size: inputs of an output that share a scale where the weight alone is stored in integers; `channel` is
             all of them.
-        bits: of such weights on average, from 4 to 8: between them, the layers that need it most get 8. None: as the
-            recipe's name says.
+        bits: of such weights on average, from 4 to 8: between them, the layers that need it most get 8. Of the weights
+            of a static recipe: a whole number from 2 to 8. None: as the recipe's name says.
         method: how such weights are rounded. rtn: to the nearest, on grids with the least squared error; hqq: likewise,
             with the least sum of errors to the power 0.7; awq: channels that matter are scaled up before; gptq: so
             that errors cancel, layer after layer. `auto`: gptq where there is data, rtn where there is none.
@@ -91,9 +99,19 @@ class Weight(Settings):
     embeddings: bool = True
     embedding_bits: Literal[4, 8] | None = None
     block_size: Literal[16, 32, 64, 128, 256, "channel"] = 32
-    bits: float | None = Field(default=None, ge=4, le=8)
+    bits: float | None = Field(default=None, ge=2, le=8)
     method: Method = "auto"
     fit: bool = True
+
+    @property
+    def grid(self) -> Format:
+        """The integers of a weight that is multiplied as such."""
+        return FORMATS[f"{self.format.rstrip('8')}{int(self.bits or 8)}"]
+
+    @property
+    def fitting(self) -> dict[str, bool]:
+        """How the grid of such a weight is found, as `quantize_weight` takes it."""
+        return {"symmetric": self.centred, "fit": self.grid.bits < 8}
 
     @property
     def centred(self) -> bool:
@@ -207,6 +225,22 @@ class Recipe(Settings):
     weight: Weight = Weight()
     contract: Contract = Contract()
     nodes: dict[str, Override] = {}
+
+    @model_validator(mode="after")
+    def _bits_fit(self) -> Recipe:
+        """Few bits are for static recipes; averages for weights in blocks."""
+        bits = self.weight.bits
+        if self.activation.bits < 8 and self.mode != "static-int8":
+            raise ValueError(f"activations of {self.activation.bits} bits need the mode static-int8, not {self.mode}")
+        if bits is None or self.mode == "auto":
+            return self
+        if self.mode in WEIGHT_ONLY and bits < 4:
+            raise ValueError(f"weights in blocks take 4 to 8 bits, not {bits:g}")
+        if self.mode == "static-int8" and bits != int(bits):
+            raise ValueError(f"static weights take a whole number of bits, not {bits:g}")
+        if bits < 8 and self.mode not in (*WEIGHT_ONLY, "static-int8"):
+            raise ValueError(f"weights of {bits:g} bits need the mode static-int8 or weight-int4, not {self.mode}")
+        return self
 
     def override(self, name: str, op: str) -> Override:
         """What the user wants for one node."""

@@ -16,7 +16,7 @@ from onnxq.graph import Array, Node, weight
 from onnxq.layers import Layer, weight_axis
 from onnxq.numerics.affine import QuantizedWeight, dequantize, quantize, quantize_weight
 from onnxq.numerics.bias import mean_error
-from onnxq.numerics.formats import FORMATS, IntegerArray
+from onnxq.numerics.formats import IntegerArray
 from onnxq.numerics.rounding.blocks import Blocked, block_round
 from onnxq.numerics.rounding.blocks import Method as BlockMethod
 from onnxq.recipe import Weight
@@ -35,8 +35,8 @@ def rounded_weight(layer: Layer, settings: Weight, per_channel: bool, rounding: 
         RecipeError: the rounding does not fit the weight.
     """
     axis = weight_axis(layer.node) if per_channel else None
-    form = FORMATS[settings.format]
-    nearest = quantize_weight(weight(layer.node.inputs[1]), form, axis=axis, symmetric=settings.centred)
+    form = settings.grid
+    nearest = quantize_weight(weight(layer.node.inputs[1]), form, axis=axis, **settings.fitting)
     if not rounding:
         return nearest
     moved = _read(rounding, nearest.values.size)
@@ -55,7 +55,7 @@ def raised_weight(layer: Layer, settings: Weight, found: QuantizedWeight, scale:
     """The weight of a layer with other scales: where they differ from those that were found, rounded to nearest."""
     values, other = weight(layer.node.inputs[1]), np.asarray(scale != found.scale)
     axis = weight_axis(layer.node) if other.ndim else None
-    nearest = quantize(values, scale, found.zero_point, FORMATS[settings.format], axis)
+    nearest = quantize(values, scale, found.zero_point, settings.grid, axis)
     along = [1 if i != axis else -1 for i in range(values.ndim)]
     return QuantizedWeight(np.where(other.reshape(along), nearest, found.values), scale, found.zero_point)
 

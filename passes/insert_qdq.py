@@ -12,7 +12,7 @@ import numpy as np
 from onnxq.graph import Array, Graph, Node, Tensor, weight
 from onnxq.layers import Layer, layer_of, weight_axis
 from onnxq.numerics.affine import QuantizedWeight, quantize_bias, safe_weight_scale
-from onnxq.numerics.formats import FORMATS, INT32
+from onnxq.numerics.formats import FORMATS, INT32, Format
 from onnxq.pipeline import Context, Lossy, Promise
 from onnxq.plan import Plan, TensorPlan, Treatment
 from onnxq.rewrite import Change
@@ -28,7 +28,8 @@ class InsertQdq:
 
     A tensor that an integer operator makes is read through its Q/DQ by everybody, under its old name; one that a float
     operator makes is read through Q/DQ by integer operators only. Biases become int32 where the operator returns
-    integers (scale = input scale * weight scale) and stay float where it returns floats.
+    integers (scale = input scale * weight scale) and stay float where it returns floats. Activations of few
+    bits are 8-bit ones that are cut off, DQ(Clip(Q(x))): no kernel is faster with them.
     """
 
     needs: ClassVar[frozenset[Fact]] = frozenset({Fact.NORMAL})
@@ -79,6 +80,7 @@ class Insertion:
     plan: Plan
     scales: dict[tuple[float, int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
     weights: dict[tuple[str, int | None, bytes, bytes], Tensor] = field(default_factory=dict)
+    ends: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def parameters(self, name: str, plan: TensorPlan) -> tuple[Tensor, Tensor]:
         """Scale and zero point as constants; equal ones are shared."""
@@ -96,18 +98,39 @@ class Insertion:
         graph, name = self.graph, tensor.name
         readers = [node for node in tensor.outputs if id(node) in integer]
         scale, zero_point = self.parameters(name, self.plan.tensors[name])
-        quantized = graph.variable(f"{name}_quantized")
         if made_integer:
             before = graph.variable(f"{name}_unquantized", tensor.dtype, tensor.shape)
             maker = tensor.inputs[0]
             maker.outputs[next(i for i, t in enumerate(maker.outputs) if t is tensor)] = before
-            graph.add("QuantizeLinear", [before, scale, zero_point], [quantized], name=f"{name}_quantize")
+            quantized = self.rounded(before, name, (scale, zero_point))
             graph.add("DequantizeLinear", [quantized, scale, zero_point], [tensor], name=f"{name}_dequantize")
             return
         after = graph.variable(f"{name}_dequantized", tensor.dtype, tensor.shape)
         graph.redirect(tensor, after, readers=readers)
-        graph.add("QuantizeLinear", [tensor, scale, zero_point], [quantized], name=f"{name}_quantize")
+        quantized = self.rounded(tensor, name, (scale, zero_point))
         graph.add("DequantizeLinear", [quantized, scale, zero_point], [after], name=f"{name}_dequantize")
+
+    def rounded(self, tensor: Tensor, name: str, grid: tuple[Tensor, Tensor]) -> Tensor:
+        """The integers of an activation; those of few bits are 8-bit ones that are cut off."""
+        graph, form = self.graph, FORMATS[self.plan.tensors[name].format]
+        quantized = graph.variable(f"{name}_quantized")
+        if form.bits == 8:
+            graph.add("QuantizeLinear", [tensor, *grid], [quantized], name=f"{name}_quantize")
+            return quantized
+        wide = graph.variable(f"{name}_quantized_wide")
+        graph.add("QuantizeLinear", [tensor, *grid], [wide], name=f"{name}_quantize")
+        graph.add("Clip", [wide, *self.limits(form)], [quantized], name=f"{name}_cut")
+        return quantized
+
+    def limits(self, form: Format) -> tuple[Tensor, Tensor]:
+        """The ends of a format as constants, which all tensors share."""
+        if form.name not in self.ends:
+            low, high = (np.asarray(end, form.dtype) for end in (form.qmin, form.qmax))
+            self.ends[form.name] = (
+                self.graph.constant(f"{form.name}_lowest", low),
+                self.graph.constant(f"{form.name}_highest", high),
+            )
+        return self.ends[form.name]
 
     def quantize_layer(self, layer: Layer, returns_integers: bool) -> None:
         """Put DQ behind the weight and, where integers come out, behind the bias."""

@@ -12,7 +12,6 @@ import numpy as np
 from onnxq.graph import MICROSOFT, Array, Graph, Tensor, weight
 from onnxq.layers import Layer, bias_row, layer_of
 from onnxq.numerics.affine import quantize_weight
-from onnxq.numerics.formats import FORMATS
 from onnxq.pipeline import Context, Lossy, Promise
 from onnxq.plan import Plan, Treatment
 from onnxq.rewrite import Change
@@ -82,7 +81,7 @@ def _stored_weight(
         if transposed:
             values = np.ascontiguousarray(values.T)
         axis = 1 if per_channel else None
-        found = quantize_weight(values, FORMATS[settings.format], axis=axis, symmetric=settings.centred)
+        found = quantize_weight(values, settings.grid, axis=axis, symmetric=settings.centred)
         zero_point = graph.constant(f"{name}_zero_point", found.zero_point) if found.zero_point.any() else None
         known[key] = [
             graph.constant(f"{name}_quantized", found.values),

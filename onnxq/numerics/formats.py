@@ -18,11 +18,11 @@ class Format:
     """The integers qmin..qmax that a tensor may hold, and the NumPy type that contains them.
 
     Attributes:
-        name: the ONNX element type in lower case.
-        bits: width of one value in the file.
+        name: the ONNX element type in lower case; of widths that ONNX has no type for, what it would be called.
+        bits: width of one value.
         qmin: smallest integer used.
         qmax: largest integer used.
-        dtype: NumPy type of an unpacked array; 4-bit formats live in 8-bit arrays.
+        dtype: NumPy type of an unpacked array; formats of less than 8 bits live in 8-bit arrays.
         signed: whether the element type is signed.
     """
 
@@ -65,8 +65,15 @@ INT4 = _format("int4", 4, np.int8, signed=True)
 UINT4 = _format("uint4", 4, np.uint8, signed=False)
 INT32 = _format("int32", 32, np.int32, signed=True)
 
+NARROWER = tuple(
+    _format(f"{kind.name.rstrip('8')}{bits}", bits, kind.dtype.type, signed=kind.signed)
+    for kind in (INT8, UINT8)
+    for bits in (2, 3, 5, 6, 7)
+)
+"""Formats of a few bits that ONNX has no element type for, or only of late."""
+
 FORMATS: Mapping[str, Format] = MappingProxyType(
-    {format.name: format for format in (UINT8, INT8, INT16, UINT16, INT4, UINT4, INT32)}
+    {format.name: format for format in (UINT8, INT8, INT16, UINT16, INT4, UINT4, INT32, *NARROWER)}
 )
 
 

@@ -18,7 +18,6 @@ from onnxq.channels import scaled_inputs
 from onnxq.graph import Graph, alone, to_model, weight
 from onnxq.layers import Layer, weight_axis
 from onnxq.numerics.affine import dequantize, parameters, quantize_weight
-from onnxq.numerics.formats import FORMATS
 from onnxq.recipe import Recipe
 from onnxq.runtime import Session
 
@@ -113,8 +112,7 @@ class Bench:
     def rounded(self, factors: Array | None = None) -> Array:
         """The weight on the grid that the recipe gives it."""
         settings = self.recipe.weight
-        form = FORMATS[settings.format]
-        found = quantize_weight(self.weight(factors), form, axis=self._axis, symmetric=settings.centred)
+        found = quantize_weight(self.weight(factors), settings.grid, axis=self._axis, **settings.fitting)
         return dequantize(found.values, found.scale, found.zero_point, self._axis)
 
     def noise(self, rounded: Array, ends: Range, factors: Array | None = None) -> float:
@@ -122,7 +120,7 @@ class Bench:
 
         With factors, the input is divided by them before it is rounded, and the weight was multiplied by them.
         """
-        form, symmetric = FORMATS[self.recipe.activation.format], self.recipe.activation.symmetric
+        form, symmetric = self.recipe.activation.grid, self.recipe.activation.symmetric
         scale, zero_point = parameters(*ends, form, symmetric=symmetric)
         steps, zero = self._room, int(zero_point)
         np.multiply(self.x, 1 / scale if factors is None else self.by_channel(1 / (scale * factors)), out=steps)

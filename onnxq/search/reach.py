@@ -11,7 +11,6 @@ from onnxq.calibration.statistics import Histogram
 from onnxq.channels import layers_of
 from onnxq.graph import Graph
 from onnxq.layers import Layer
-from onnxq.numerics.formats import FORMATS
 from onnxq.recipe import Recipe
 from onnxq.search.local import Bench, activations
 
@@ -21,7 +20,7 @@ PERCENTILES = (99.999, 99.99, 99.9)
 def proposals(histogram: Histogram, recipe: Recipe) -> dict[str, ranges.Range]:
     """What each rule makes of a statistic, the first of equals kept."""
     settings = recipe.activation
-    found = {"mse": ranges.mse(histogram, FORMATS[settings.format], settings.symmetric)}
+    found = {"mse": ranges.mse(histogram, settings.grid, settings.symmetric)}
     found["minmax"] = ranges.minmax(histogram)
     found.update({f"percentile {p:g}": ranges.percentile(histogram, p) for p in PERCENTILES})
     unique: dict[ranges.Range, str] = {}

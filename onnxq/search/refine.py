@@ -13,7 +13,6 @@ import numpy as np
 from onnxq.calibration.collect import Progress, Statistics, silent
 from onnxq.calibration.data import Data
 from onnxq.numerics.affine import parameters
-from onnxq.numerics.formats import FORMATS
 from onnxq.search.grouping import Grouping
 from onnxq.search.local import Range
 from onnxq.search.reach import proposals
@@ -84,7 +83,7 @@ def _loud(grouping: Grouping, ranges: Mapping[str, Sequence[str]], data: Data, s
 def _tried(grouping: Grouping, tensors: Sequence[str], found: Mapping[str, Range]) -> Iterator[Switch]:
     """The tensors that share a range, on the grid of each other one."""
     settings = grouping.forms.plan.recipe.activation
-    form = FORMATS[settings.format]
+    form = settings.grid
     for rule, ends in found.items():
         scale, zero_point = parameters(*ends, form, symmetric=settings.symmetric)
         grid = Grid(np.asarray(scale, np.float32), np.asarray(zero_point, form.dtype), form)

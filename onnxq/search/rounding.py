@@ -20,7 +20,7 @@ from onnxq.channels import layers_of
 from onnxq.graph import Graph, to_model, weight
 from onnxq.layers import Layer, weight_axis
 from onnxq.numerics.affine import QuantizedWeight, fake_quantize
-from onnxq.numerics.formats import INT8, IntegerArray
+from onnxq.numerics.formats import Format, IntegerArray
 from onnxq.numerics.rounding.descent import descend
 from onnxq.numerics.rounding.gptq import gptq
 from onnxq.numerics.rounding.output_error import output_error
@@ -182,12 +182,12 @@ def better_rounding(
 
 
 def _suits(layer: Layer, plan: Plan) -> bool:
-    """Whether a layer is one whose integers may be chosen: 8 bits, static, one matrix product."""
+    """Whether a layer is one whose integers may be chosen: signed, static, one matrix product."""
     node, settings = layer.node, plan.recipe.weight
     if plan.treatment(node.name) is not Treatment.STATIC or layer.data.name not in plan.tensors:
         return False
     plain = node.attrs.get("group", 1) == 1 and node.attrs.get("auto_pad", "NOTSET") in ("NOTSET", "VALID")
-    symmetric = settings.format == INT8.name and settings.centred and plan.nodes[node.name].per_channel
+    symmetric = settings.grid.signed and settings.centred and plan.nodes[node.name].per_channel
     return plain and symmetric and as_matrix(layer, weight(node.inputs[1])).shape[1] <= MOST_INPUTS
 
 
@@ -237,16 +237,16 @@ def _rounded(layer: Layer, settings: Weight, fitted: Array, others: Array) -> st
 
     share = shrinkage(fitted, others)
     before = error(start)
-    if not error(_cancelling(exact, nearest, shrunk(fitted, share))) < CLEARLY_LESS * before:
+    if not error(_cancelling(exact, nearest, settings.grid, shrunk(fitted, share))) < CLEARLY_LESS * before:
         return ""
     # once that is settled, there is no reason to do without the other samples
-    chosen = _cancelling(exact, nearest, shrunk(fitted + others, share))
+    chosen = _cancelling(exact, nearest, settings.grid, shrunk(fitted + others, share))
     return differences(_restored(layer, chosen, nearest.values.shape), nearest.values)
 
 
-def _cancelling(exact: Array, nearest: QuantizedWeight, gram: Array) -> IntegerArray:
+def _cancelling(exact: Array, nearest: QuantizedWeight, form: Format, gram: Array) -> IntegerArray:
     """Integers whose errors cancel, as far as the Gram matrix tells."""
-    grid = (nearest.scale, nearest.zero_point, INT8.narrow)
+    grid = (nearest.scale, nearest.zero_point, form.narrow)
     return descend(exact, gram, *grid, start=gptq(exact, gram, *grid, act_order=True), sweeps=1)
 
 
