@@ -21,7 +21,7 @@ from onnxq.half_weights import half_already, half_weights
 from onnxq.inner import inner_names, inner_plans
 from onnxq.layers import LAYERS
 from onnxq.lookups import stored_lookups
-from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, QUANTIZE
+from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, QUANTIZE, SETTLE
 from onnxq.pipeline import Context, Outcome, Pass, run
 from onnxq.placement import Placement, embeddings, needed_opset, place, place_linear
 from onnxq.plan import Plan, Treatment
@@ -259,7 +259,7 @@ def fold_existing(build: Build) -> None:
     with build.stage("fold"):
         typed(build.graph)
         build.apply(NORMALIZE, frozenset())
-        build.apply(FOLD, GIVEN | {Fact.QDQ})
+        build.apply((*SETTLE, *FOLD), GIVEN | {Fact.QDQ})
 
 
 def already_quantized(graph: Graph) -> str | None:

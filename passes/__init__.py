@@ -29,6 +29,7 @@ from onnxq.passes.quantize_embeddings import QuantizeEmbeddings
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.remove_identity import RemoveIdentity
 from onnxq.passes.restore_weights import RestoreWeights
+from onnxq.passes.settle_qdq import SettleQdq
 from onnxq.passes.settle_shapes import SettleShapes
 from onnxq.passes.sum_residuals import SumResiduals
 from onnxq.passes.unsigned_activations import UnsignedActivations
@@ -68,6 +69,9 @@ QUANTIZE: tuple[Pass, ...] = (
 )
 """Write the plan into the graph; each pass takes the nodes of its own treatment."""
 
+SETTLE: tuple[Pass, ...] = (SettleQdq(),)
+"""What a model goes through that brings Q/DQ along, before it is folded."""
+
 FOLD: tuple[Pass, ...] = (
     UnsignedActivations(),  # before folding: the kernels take unsigned activations only
     FoldInteger(),
@@ -77,6 +81,13 @@ FOLD: tuple[Pass, ...] = (
 )
 """From Q/DQ to the operators that the target runs."""
 
-PIPELINES = {"normalize": NORMALIZE, "faster": FASTER, "balance": BALANCE, "quantize": QUANTIZE, "fold": FOLD}
+PIPELINES = {
+    "normalize": NORMALIZE,
+    "faster": FASTER,
+    "balance": BALANCE,
+    "quantize": QUANTIZE,
+    "settle": SETTLE,
+    "fold": FOLD,
+}
 
-__all__ = ["BALANCE", "FASTER", "FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE"]
+__all__ = ["BALANCE", "FASTER", "FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE", "SETTLE"]

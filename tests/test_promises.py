@@ -24,7 +24,7 @@ from onnxq.half_nodes import half_nodes
 from onnxq.half_weights import half_weights
 from onnxq.inner import inner_plans
 from onnxq.modelfile import load
-from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, PIPELINES, QUANTIZE
+from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, PIPELINES, QUANTIZE, SETTLE
 from onnxq.pipeline import Close, Context, Exact, Lossy, Pass, Within, run
 from onnxq.placement import embeddings, place, place_linear
 from onnxq.plan import BalancePlan, Plan, Treatment
@@ -282,6 +282,8 @@ def stage(sample: str, name: str) -> tuple[Graph, Context]:
     context = Context(CPU, plan(sample, treatment, name == "UnsignedActivations"))
     if PASSES[name] in QUANTIZE:
         return normal(sample), context
+    if PASSES[name] in SETTLE:
+        return run(QUANTIZE, normal(sample), context, EVERYTHING).graph, context
     before = [*QUANTIZE, *FOLD[: FOLD.index(PASSES[name])]]
     return run(before, normal(sample), context, EVERYTHING).graph, context
 
