@@ -140,3 +140,46 @@ def test_one_zero_point_for_two_tensors() -> None:
     result = apply(UnsignedActivations(), before)
     assert listing(result.graph).count("x_zero_unsigned") == 4
     assert execute(result.graph, normal(before))[0].tolist() == execute(before, normal(before))[0].tolist()
+
+
+TOGETHER = {
+    "Clip": ("c = Clip(x_q, low, high) y = DequantizeLinear(c, x_scale, x_zero)", "c = Clip(x_q, low_unsigned"),
+    "Clip with one limit": ('c = Clip(x_q, "", high) y = DequantizeLinear(c, x_scale, x_zero)', "high_unsigned"),
+    "Transpose": ("t = Transpose(x_q) y = DequantizeLinear(t, x_scale, x_zero)", "t = Transpose(x_q)"),
+    "Pad": ("p = Pad(x_q, pads, low) y = DequantizeLinear(p, x_scale, x_zero)", "low_unsigned"),
+    "Pad with zeros": ("[pad] p = Pad(x_q, pads) y = DequantizeLinear(p, x_scale, x_zero)", "pad_fill_unsigned"),
+    "Concat": (
+        "n = Neg(x) n_q = QuantizeLinear(n, x_scale, x_zero) c = Clip(n_q, low, high) j = Concat<axis=1>(x_q, c) "
+        "y = DequantizeLinear(j, x_scale, x_zero)",
+        "n_q = QuantizeLinear(n, x_scale, x_zero_unsigned)",
+    ),
+}
+LIMITS = {"low": np.int8(-40), "high": np.int8(50), "pads": np.array([0, 1, 0, 0])}
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_shifts_all_that_is_connected(case: str) -> None:
+    body, expected = TOGETHER[case]
+    before = model("x_q = QuantizeLinear(x, x_scale, x_zero) " + body, LIMITS)
+    result = apply(UnsignedActivations(), before)
+    assert expected in listing(result.graph)
+    assert "x_zero)" not in listing(result.graph)
+    assert all(change.done for change in changes(result))
+    assert_same(before, result.graph, rtol=0)
+    assert changes(apply(UnsignedActivations(), result.graph)) == []
+
+
+def test_leaves_a_limit_that_is_found_at_run_time() -> None:
+    body = "q = QuantizeLinear(x, x_scale, x_zero) c = Clip(q, low) y = DequantizeLinear(c, x_scale, x_zero)"
+    before = read(f"(float[2,3] x, int8 low) => (float[a,b] y) {{ {body} }}", SIGNED)
+    result = apply(UnsignedActivations(), before)
+    assert refusal(result, "QuantizeLinear_0") == "A limit of its Clip is no constant."
+    assert listing(result.graph) == listing(before)
+
+
+def test_leaves_what_a_constant_is_joined_to() -> None:
+    body = "q = QuantizeLinear(x, x_scale, x_zero) j = Concat<axis=1>(q, k) y = DequantizeLinear(j, x_scale, x_zero)"
+    before = model(body, {"k": np.ones((2, 1), np.int8)})
+    result = apply(UnsignedActivations(), before)
+    assert refusal(result, "QuantizeLinear_0") == "A constant is joined to its int8 output."
+    assert listing(result.graph) == listing(before)
