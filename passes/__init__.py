@@ -29,9 +29,11 @@ from onnxq.passes.quantize_embeddings import QuantizeEmbeddings
 from onnxq.passes.quantize_weights import QuantizeWeights
 from onnxq.passes.remove_identity import RemoveIdentity
 from onnxq.passes.restore_weights import RestoreWeights
+from onnxq.passes.scale_weights import ScaleWeights
 from onnxq.passes.settle_qdq import SettleQdq
 from onnxq.passes.settle_shapes import SettleShapes
 from onnxq.passes.sum_residuals import SumResiduals
+from onnxq.passes.turn_weights import TurnWeights
 from onnxq.passes.unsigned_activations import UnsignedActivations
 from onnxq.pipeline import Pass
 
@@ -69,7 +71,11 @@ QUANTIZE: tuple[Pass, ...] = (
 )
 """Write the plan into the graph; each pass takes the nodes of its own treatment."""
 
-SETTLE: tuple[Pass, ...] = (SettleQdq(),)
+SETTLE: tuple[Pass, ...] = (
+    TurnWeights(),
+    ScaleWeights(),  # after that: it wants DequantizeLinear right before the layer
+    SettleQdq(),
+)
 """What a model goes through that brings Q/DQ along, before it is folded."""
 
 FOLD: tuple[Pass, ...] = (
