@@ -23,6 +23,7 @@ from onnxq.errors import ModelError, UnsupportedModel
 from onnxq.interface import Dimension, Interface, TensorSpec
 from onnxq.parse import body_names, check_names, check_sources, make_node, node_names, produced_names, shell_of
 from onnxq.tensors import (
+    INT4,
     UINT4,
     Array,
     Constant,
@@ -45,6 +46,7 @@ from onnxq.tensors import (
 MICROSOFT = "com.microsoft"
 
 __all__ = [
+    "INT4",
     "MICROSOFT",
     "UINT4",
     "Array",

@@ -22,6 +22,9 @@ OPSETS = {"MaxPool": 12, "DepthToSpace": 11}
 OUTPUT_TYPES = {0: "uint8", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16"}
 """What QuantizeLinear without a zero point returns, by its `output_dtype`."""
 
+WEIGHT_TYPES = ("int8", "uint8", "int4", "uint4")
+"""What weights of integer operators are made of; those of 4 bits are widened."""
+
 INNER = ("layer", "Concat", "add", "activation")
 """The float operators of a picture, the last one last."""
 
@@ -84,12 +87,14 @@ def unsigned(match: Match, graph: Graph, context: Context) -> str | None:
 
 
 def constant_weight(match: Match, graph: Graph, context: Context) -> str | None:
-    """An 8-bit weight with a scale for the tensor, or one for each output channel."""
+    """A weight of 8 or 4 bits with a scale for the tensor, or one for each output channel."""
     tensor, node = match["w"], match.nodes["layer"]
     if not is_constant(tensor):
         return "Its weight is no constant."
-    if zero_points(match, "w").dtype.name not in ("int8", "uint8"):
+    if zero_points(match, "w").dtype.name not in WEIGHT_TYPES:
         return f"Its weight is {zero_points(match, 'w').dtype}; integer kernels want 8 bits."
+    if not (np.isfinite(scales(match, "w")) & (scales(match, "w") > 0)).all():
+        return "A scale of its weight is 0, negative or not finite."
     if node.op == "Conv" and np.unique(zero_points(match, "w")).size > 1:
         return "Its weight has a zero point for each channel; not every release of the runtime convolves with that."
     rank = len(tensor.shape or ())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from onnxq.graph import UINT4, Array, Constant, Graph, Later, Tensor
+from onnxq.graph import INT4, UINT4, Array, Constant, Graph, Later, Tensor, weight
 from onnxq.layers import WIDE, Layer, layer_of
 from onnxq.numerics.rounding.blocks import Blocked
 from onnxq.plan import NodePlan, Treatment
@@ -17,6 +18,12 @@ from onnxq.weights import blocked_weight, matrix_shape, shelf_name
 
 Parts = list[Tensor | None]
 """Inputs of the operator by place; None for one that is left out."""
+
+SMALL = 16384
+"""Numbers up to which a weight of 4 bits is stored in 8: a stem, which other passes want to look at."""
+
+INT8 = 3
+"""ONNX's number for the type."""
 
 
 def blocked_layers(graph: Graph, nodes: Mapping[str, NodePlan]) -> Iterator[Layer]:
@@ -101,3 +108,26 @@ def dequantized_blocks(graph: Graph, layer: Layer, settings: Weight, bits: int, 
 def with_bias(parts: Parts, bias: Tensor | None = None) -> Parts:
     """The same with a bias, which stands at the end."""
     return parts if bias is None else [*parts, *[None] * (4 - len(parts)), bias]
+
+
+def widened(graph: Graph, values: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight of 4 bits and its zero point as integer kernels of 8 bits read them: Cast(w: int4) => int8.
+
+    The runtime casts constants once, when it loads the model, so the file stays small at no cost in time. Unsigned
+    integers are shifted by 8, and become signed ones.
+    """
+    shift = 8 if values.dtype == UINT4 else 0
+    name, shape = values.name, [int(size) for size in values.shape or ()]  # type: ignore[arg-type]
+
+    def shifted() -> Array:
+        return np.asarray(weight(values).astype(np.int8) - np.int8(shift))
+
+    zeros = graph.constant(f"{zero_point.name}_wide", weight(zero_point).astype(np.int8) - np.int8(shift))
+    if math.prod(shape) <= SMALL:
+        return graph.constant(f"{name}_wide", shifted()), zeros
+    signed = values
+    if shift:
+        signed = Constant(graph.fresh(f"{name}_signed"), Later(shape, INT4, lambda: shifted().astype(INT4)))
+    wide = graph.variable(f"{name}_wide", np.dtype(np.int8), shape)
+    graph.add("Cast", [signed], [wide], name=f"{name}_widen", to=INT8)
+    return wide, zeros

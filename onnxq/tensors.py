@@ -178,7 +178,7 @@ def element_type(code: int) -> np.dtype:
         return np.dtype(object)
 
 
-UINT4 = element_type(TensorProto.UINT4)
+INT4, UINT4 = element_type(TensorProto.INT4), element_type(TensorProto.UINT4)
 """Integers of 4 bits."""
 
 

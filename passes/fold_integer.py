@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxq.graph import MICROSOFT, Graph, Tensor, weight
+from onnxq.graph import INT4, MICROSOFT, UINT4, Constant, Graph, Later, Tensor, weight
 from onnxq.islands import (
     Made,
     bias_fits,
@@ -33,6 +33,7 @@ from onnxq.islands import (
     zero_points,
 )
 from onnxq.layers import clip_limits
+from onnxq.nbits import widened
 from onnxq.numerics.formats import FORMATS
 from onnxq.pipeline import Context, Promise, Within
 from onnxq.rewrite import Around, Bind, Build, Change, Each, Either, Match, Missing, Op, Pattern, Rule, apply
@@ -74,7 +75,13 @@ class FoldInteger:
 
     def __call__(self, graph: Graph, context: Context, /) -> Iterator[Change]:
         """Yield a change for each operator, folded or not."""
-        yield from apply(RULES, graph, context)
+        said: set[str] = set()
+        for change in apply(RULES, graph, context):
+            said.add(change.node)
+            yield change
+        for node in graph.nodes:
+            if node.name not in said and CONV.match(node.outputs[0]) is not None:
+                yield Change(node.name, node.op, "", "No QuantizeLinear stands behind it, which its kernel needs.")
 
 
 BIAS = Either((dq("bias"), Bind("float_bias")))
@@ -95,7 +102,7 @@ def build_conv(match: Match, graph: Graph, context: Context) -> None:
     """QLinearConv; an activation is what saturation at the ends of its output range does."""
     layer = match.nodes["layer"]
     y = parameters(match, graph, "y")
-    inputs = [match["x"], *parameters(match, graph, "x"), match["w"], *parameters(match, graph, "w"), *y]
+    inputs = [match["x"], *parameters(match, graph, "x"), *weights(match, graph), *y]
     bias = integer_bias(match, graph)
     graph.add("QLinearConv", [*inputs, *([bias] if bias else [])], [match.output], name=layer.name, **layer.attrs)
 
@@ -117,16 +124,23 @@ def clipped(build: Build) -> Build:
     return build_both
 
 
-def stored_weight(match: Match, graph: Graph) -> Tensor:
-    """The weight of a linear layer as [inputs, outputs]."""
-    if not match.nodes["layer"].attrs.get("transB", 0):
-        return match["w"]
-    return graph.constant(f"{match['w'].name}_transposed", np.ascontiguousarray(weight(match["w"]).T))
+def weights(match: Match, graph: Graph, turned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The weight of a layer in 8 bits, its scale and its zero point; turned: that of a linear layer as it multiplies.
+
+    [inputs, outputs]
+    """
+    values, (scale, zero_point) = match["w"], parameters(match, graph, "w")
+    if turned and match.nodes["layer"].attrs.get("transB", 0):
+        stored = np.ascontiguousarray(weight(values).T)
+        values = Constant(graph.fresh(f"{values.name}_transposed"), Later(stored.shape, stored.dtype, lambda: stored))
+    if zero_point.dtype in (INT4, UINT4):
+        values, zero_point = widened(graph, values, zero_point)
+    return values, scale, zero_point
 
 
 def build_linear_float(match: Match, graph: Graph, context: Context) -> None:
     """MatMulIntegerToFloat; a zero point of zeros is left out, which saves the runtime a correction."""
-    scale, zero_point = parameters(match, graph, "w")
+    values, scale, zero_point = weights(match, graph, turned=True)
     x_scale, x_zero_point = parameters(match, graph, "x")
     symmetric = not weight(zero_point).any()
     bias = float_bias(match)
@@ -135,7 +149,7 @@ def build_linear_float(match: Match, graph: Graph, context: Context) -> None:
         last: list[Tensor] = [stored]
     else:
         last = [] if bias is None else [graph.constant(f"{match.nodes['layer'].name}_bias", bias)]
-    inputs = [match["x"], stored_weight(match, graph), x_scale, scale, x_zero_point, None if symmetric else zero_point]
+    inputs = [match["x"], values, x_scale, scale, x_zero_point, None if symmetric else zero_point]
     name = match.nodes["layer"].name
     graph.add("MatMulIntegerToFloat", [*inputs, *last], [match.output], name=name, domain=MICROSOFT)
 
@@ -143,13 +157,13 @@ def build_linear_float(match: Match, graph: Graph, context: Context) -> None:
 def build_linear_integer(match: Match, graph: Graph, context: Context) -> None:
     """QGemm with a bias, QLinearMatMul without."""
     layer = match.nodes["layer"]
-    x, w, y = (parameters(match, graph, name) for name in ("x", "w", "y"))
+    x, w, y = parameters(match, graph, "x"), weights(match, graph), parameters(match, graph, "y")
     if layer.op == "MatMul" and "add" not in match.nodes:
-        inputs = [match["x"], *x, match["w"], *w, *y]
+        inputs = [match["x"], *x, *w, *y]
         graph.add("QLinearMatMul", inputs, [match.output], name=layer.name)
         return
     transposed = int(layer.attrs.get("transB", 0))
-    gemm = [match["x"], *x, match["w"], *w, integer_bias(match, graph), *y]
+    gemm = [match["x"], *x, *w, integer_bias(match, graph), *y]
     graph.add("QGemm", gemm, [match.output], name=layer.name, domain=MICROSOFT, transB=transposed)
 
 
