@@ -10,7 +10,8 @@ import numpy as np
 
 from onnxq.graph import INT4, UINT4, Array, Constant, Graph, Later, Tensor, weight
 from onnxq.layers import WIDE, Layer, layer_of
-from onnxq.numerics.rounding.blocks import Blocked
+from onnxq.numerics.formats import FORMATS
+from onnxq.numerics.rounding.blocks import Blocked, with_integers
 from onnxq.plan import NodePlan, Treatment
 from onnxq.recipe import Weight
 from onnxq.shelf import Shelf
@@ -131,3 +132,29 @@ def widened(graph: Graph, values: Tensor, zero_point: Tensor) -> tuple[Tensor, T
     wide = graph.variable(f"{name}_wide", np.dtype(np.int8), shape)
     graph.add("Cast", [signed], [wide], name=f"{name}_widen", to=INT8)
     return wide, zeros
+
+
+def regrouped(values: Array, scale: Array, zero_point: Array | None, size: int, block: int) -> Blocked:
+    """Integers of a trained weight in the layout of `MatMulNBits`, each as it was.
+
+    Args:
+        values: [outputs, inputs], of 8 or 4 bits.
+        scale: [outputs, grids], each for as many inputs as the next; also [1, 1] or [outputs, 1].
+        zero_point: of the type of the values, shaped like the scale; None for 0.
+        size: inputs that share a scale now.
+        block: inputs that share one in the new layout; divides the size, unless that is all inputs.
+    """
+    form = FORMATS[values.dtype.name]
+    shift = 0 if not form.signed else 1 << (form.bits - 1)
+    outputs, inputs = values.shape
+    blocks, each = -(-inputs // block), -(-size // block)
+
+    def spread(parts: Array) -> Array:
+        return np.ascontiguousarray(np.broadcast_to(np.repeat(parts, each, axis=1)[:, :blocks], (outputs, blocks)))
+
+    zeros = np.zeros(scale.shape, np.int16) if zero_point is None else zero_point.astype(np.int16)
+    shifted = spread((zeros + shift).astype(np.uint8))
+    centred = bool((shifted == 1 << (form.bits - 1)).all())
+    empty = np.zeros((outputs, blocks, block * form.bits // 8), np.uint8)
+    found = Blocked(empty, spread(scale), None if centred else shifted, form.bits, inputs)
+    return with_integers(found, (values.astype(np.int16) + shift).astype(np.uint8))

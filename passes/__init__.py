@@ -21,7 +21,9 @@ from onnxq.passes.half_precision import HalfPrecision
 from onnxq.passes.halve_weights import HalveWeights
 from onnxq.passes.insert_qdq import InsertQdq
 from onnxq.passes.keep_float import KeepFloat
+from onnxq.passes.merge_clips import MergeClips
 from onnxq.passes.merge_linear import MergeLinear
+from onnxq.passes.pack_weights import PackWeights
 from onnxq.passes.pad_channels import PadChannels
 from onnxq.passes.quantize_bodies import QuantizeBodies
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
@@ -81,6 +83,8 @@ SETTLE: tuple[Pass, ...] = (
 FOLD: tuple[Pass, ...] = (
     UnsignedActivations(),  # before folding: the kernels take unsigned activations only
     FoldInteger(),
+    MergeClips(),  # after folding, which writes some
+    PackWeights(),  # after folding, which takes those whose input is quantized
     PadChannels(),  # after folding: only integer convolutions want channels in fours
     RestoreWeights(),  # after folding: what is still dequantized found no kernel
     KeepFloat(),  # after that: its weights are floats again
