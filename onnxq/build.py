@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -14,6 +14,7 @@ from onnxq.blockwise import Work
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
 from onnxq.channels import Factors, check_balance, divided
+from onnxq.curriculum import Lesson
 from onnxq.errors import RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, skeleton, upgrade
 from onnxq.half_nodes import half_beside, half_nodes, newest
@@ -30,6 +31,7 @@ from onnxq.rewrite import Change
 from onnxq.shelf import Shelf
 from onnxq.spec import Fact, has_integer_operators
 from onnxq.targets import TARGETS
+from onnxq.trained import check_scales
 
 WEIGHTED = LAYERS | {"ConvTranspose", "LSTM", "GRU", "RNN"}
 """Operators that a user expects to be quantized."""
@@ -62,6 +64,8 @@ class Build:
         shelf: weights that were rounded.
         calibration: what weights are rounded with; None where there is no data.
         threads: of the runtime.
+        teach: trains what was quantized, before it is folded: called with the build and the float graph; None: nobody.
+        lesson: what that did.
         progress: told what is going on.
     """
 
@@ -76,6 +80,8 @@ class Build:
     shelf: Shelf = field(default_factory=Shelf)
     calibration: Data | None = None
     threads: int = 0
+    teach: Callable[[Build, Graph], Lesson] | None = None
+    lesson: Lesson | None = None
     progress: Progress = silent
 
     @property
@@ -228,7 +234,11 @@ def quantize(build: Build) -> None:
         build.apply(BALANCE, GIVEN)
         exact = build.graph
         build.apply(QUANTIZE, GIVEN)
-        if build.recipe.format == "integer":
+    if build.teach is not None:
+        with build.stage("train"):
+            build.lesson = build.teach(build, exact)
+    if build.recipe.format == "integer":
+        with build.stage("fold"):
             build.apply(FOLD, GIVEN | {Fact.QDQ})
     if build.mode in WEIGHT_ONLY:
         with build.stage("round"):
@@ -251,14 +261,22 @@ def round_weights(build: Build, exact: Graph) -> None:
 
 
 def fold_existing(build: Build) -> None:
-    """Fold the Q/DQ that a model brings along, with its own scales. Raises Nothing where there is nothing to fold."""
+    """Fold the Q/DQ that a model brings along, with its own scales.
+
+    Raises:
+        Nothing: there is nothing to fold.
+        ModelError: a scale or a zero point cannot be what it says.
+    """
     if build.context.target.half:
         raise Nothing("The model already holds Q/DQ, and CUDA has no integer kernels for it. Give the float model.")
     if build.recipe.format == "qdq":
         raise Nothing("The model already holds Q/DQ, and --format qdq asks for nothing else.")
     with build.stage("fold"):
+        check_scales(build.graph)  # before the runtime, which says less
         typed(build.graph)
         build.apply(NORMALIZE, frozenset())
+        check_scales(build.graph)  # and those that were made by constant expressions
+        typed(build.graph)
         build.apply((*SETTLE, *FOLD), GIVEN | {Fact.QDQ})
 
 

@@ -32,7 +32,7 @@ from onnxq.islands import (
     unsigned,
     zero_points,
 )
-from onnxq.layers import clip_limits
+from onnxq.layers import LAYERS, clip_limits
 from onnxq.nbits import widened
 from onnxq.numerics.formats import FORMATS
 from onnxq.pipeline import Context, Promise, Within
@@ -79,9 +79,11 @@ class FoldInteger:
         for change in apply(RULES, graph, context):
             said.add(change.node)
             yield change
-        for node in graph.nodes:
-            if node.name not in said and CONV.match(node.outputs[0]) is not None:
+        for node in [n for n in graph.nodes if n.name not in said and n.op in LAYERS]:
+            if CONV.match(node.outputs[0]) is not None:
                 yield Change(node.name, node.op, "", "No QuantizeLinear stands behind it, which its kernel needs.")
+            elif dq("w").match(node.inputs[1]) is not None and dq("x").match(node.inputs[0]) is None:
+                yield Change(node.name, node.op, "", "Only its weight is quantized: what it reads comes as floats.")
 
 
 BIAS = Either((dq("bias"), Bind("float_bias")))
