@@ -15,7 +15,7 @@ class Row:
 
     Args:
         model: its name.
-        variant: float32, fp16, int8 or int4.
+        variant: float32, fp16, int8, weight8 or int4.
         note: why there are no figures, or what onnxq said.
         cosine: of the first output to that of the float model on the CPU, the mean over the items.
         sqnr_db: signal to quantization noise of the same.

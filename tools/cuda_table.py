@@ -1,12 +1,13 @@
 """How onnxq's float16, int8 and int4 models do on a GPU: nearness to the float model on the CPU, latency, copies.
 
     python tools/cuda_table.py --zoo PATH [--models minilm,...] [--own MODEL.onnx[=DATA] ...] [--variants fp16,...]
-                               [--batch 1] [--test 64] [--json FILE] [--cpu]
+                               [--batch 1] [--resident] [--test 64] [--json FILE] [--cpu]
 
 Every variant of a model runs on the CUDA provider and is timed in turns with the float model there, inputs and outputs
-in the memory of the CPU. DATA is whatever onnxq takes (`onnxq optimize --data`); without it random numbers. `Memcpy`
-counts the copies between GPU and CPU inside of a run, `on CPU` the operators that the GPU has no kernel for. With
-`--cpu` the same table is made on the CPU provider, of models for the CPU. Without a GPU it says so, and is done.
+in the memory of the CPU, or with `--resident` in that of the GPU. DATA is whatever onnxq takes (`onnxq optimize
+--data`); without it random numbers. `Memcpy` counts the copies between GPU and CPU inside of a run, `on CPU` the
+operators that run there: arithmetic of shapes, and what the GPU has no kernel for. With `--cpu` the same table is made
+on the CPU provider, of models for the CPU. Without a GPU it says so, and is done.
 """
 
 from __future__ import annotations
@@ -37,26 +38,36 @@ from onnxq.errors import OnnxqError
 from onnxq.modelfile import load
 from onnxq.options import Options
 from onnxq.proof import disk_size
-from onnxq.recipe import make_recipe
+from onnxq.recipe import Recipe, make_recipe
 from onnxq.runtime import Session
 
 CUDA = "CUDAExecutionProvider"
 FLOAT = "float32"
-MODES: Mapping[str, str] = MappingProxyType({"fp16": "fp16", "int8": "static-int8", "int4": "weight-int4"})
+MODES: Mapping[str, str] = MappingProxyType(
+    {"fp16": "fp16", "int8": "static-int8", "weight8": "weight-int8", "int4": "weight-int4"}
+)
 """The variants beside float32, and the mode of the recipe that makes each."""
+FOR_TENSORRT: Mapping[str, Any] = MappingProxyType(
+    {"format": "qdq", "activation": {"format": "int8", "symmetric": True}}
+)
+"""What static-int8 needs beside its mode for the target cuda."""
 SHARE = 3.0
 """Seconds that each variant of a model is timed for."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where and how everything is measured; `items`: how many test items at most."""
+    """Where and how everything is measured.
+
+    `items`: how many test items at most; `resident`: whether inputs and outputs stay where the model runs.
+    """
 
     provider: str
     variants: tuple[str, ...]
     threads: int
     batch: int
     items: int
+    resident: bool = False
 
     @property
     def target(self) -> str:
@@ -99,13 +110,19 @@ def build(subject: Subject, variant: str, folder: Path, settings: Settings) -> t
     if variant == FLOAT:
         return subject.path, ""
     out = folder / f"{variant}.onnx"
-    recipe = make_recipe({"mode": MODES[variant], "target": settings.target})
+    recipe = recipe_of(variant, settings.target)
     # unproven: this table is the proof
     options = Options(check=False, threads=settings.threads, providers=(settings.provider,))
     result = onnxq.optimize(subject.path, out, data=subject.calibration, recipe=recipe, options=options)
     if result.output is None:
         raise OnnxqError(result.reason)
     return out, f"{result.status}: {first_sentence(result.reason)}" if result.reason else ""
+
+
+def recipe_of(variant: str, target: str) -> Recipe:
+    """What makes a variant for a target; static int8 for a GPU is Q/DQ as TensorRT takes it."""
+    more = FOR_TENSORRT if target == "cuda" and MODES[variant] == "static-int8" else {}
+    return make_recipe({"mode": MODES[variant], "target": target, **more})
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -175,11 +192,30 @@ def _times(subject: Subject, sessions: Mapping[str, Session], settings: Settings
     if not sessions:
         return {}
     feed = _batch(subject, settings)
-    taken = runtime.interleave([*sessions.values()], feed, seconds=SHARE * len(sessions), rounds=100)
+    device = "cuda" if settings.provider == CUDA else "cpu"
+    timed = [Resident(session, feed, device) if settings.resident else session for session in sessions.values()]
+    taken = runtime.interleave(timed, feed, seconds=SHARE * len(sessions), rounds=100)
     return {
         name: {"milliseconds": timing.milliseconds} | ({"speedup": timing.speedup} if FLOAT in sessions else {})
         for name, timing in zip(sessions, taken, strict=True)
     }
+
+
+class Resident(Session):
+    """A session that runs on inputs which lie in the memory of its device, and leaves its outputs there."""
+
+    def __init__(self, session: Session, feeds: Feeds, device: str) -> None:
+        self._session = session._session
+        self._binding = self._session.io_binding()
+        for name, array in feeds.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+        for spec in session.outputs:
+            self._binding.bind_output(spec.name, device)
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run on what it was made with. Returns nothing: that would be a copy."""
+        self._session.run_with_iobinding(self._binding)
+        return {}
 
 
 def _batch(subject: Subject, settings: Settings) -> Feeds:
@@ -216,7 +252,9 @@ def main(words: Sequence[str]) -> int:
     """Measure, print, save. 0 where there is no GPU, too; 2 if a model or its data is not there."""
     arguments = _arguments(words)
     provider = runtime.CPU if arguments.cpu else CUDA
-    settings = Settings(provider, arguments.variants, arguments.threads, arguments.batch, arguments.test)
+    settings = Settings(
+        provider, arguments.variants, arguments.threads, arguments.batch, arguments.test, arguments.resident
+    )
     if provider == CUDA and (reason := why_no_gpu()):
         print(reason)
         return 0
@@ -255,6 +293,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--variants", type=_among(MODES), default=tuple(MODES), help="beside float32; default: all")
     parser.add_argument("--threads", type=int, default=1, help="threads of an operator on the CPU; default: 1")
     parser.add_argument("--batch", type=int, default=1, help="items in a timed batch; default: 1")
+    parser.add_argument("--resident", action="store_true", help="time with inputs and outputs in the GPU's memory")
     parser.add_argument("--test", type=count, default=64, help="items whose outputs are compared, at most; default: 64")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--cpu", action="store_true", help="the same on the CPU provider")

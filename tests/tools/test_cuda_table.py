@@ -10,8 +10,10 @@ import cuda_table
 import pytest
 from cuda_report import Row, first_sentence, markdown, plain
 
+import onnxq
 from onnxq import runtime
 from onnxq.errors import RecipeError
+from onnxq.options import Options
 from onnxq.recipe import make_recipe
 
 DIGITS = Path(__file__).parents[2] / "models" / "digits.onnx"
@@ -57,9 +59,26 @@ def test_what_cannot_be_built_says_why_and_the_others_are_made(tmp_path: Path, m
     assert found["int8"]["speedup"] > 0
 
 
+def test_inputs_and_outputs_that_stay_on_the_device_change_the_time_alone(tmp_path: Path) -> None:
+    there, resident = (rows(tmp_path, "--variants", "weight8", *words) for words in ((), ("--resident",)))
+    for variant, row in resident.items():
+        assert row["milliseconds"] > 0
+        assert row["speedup"] > 0
+        assert {**row, "milliseconds": 0, "speedup": 0} == {**there[variant], "milliseconds": 0, "speedup": 0}
+
+
 def test_a_target_is_asked_for_by_provider() -> None:
     for provider, target in ((cuda_table.CUDA, "cuda"), (runtime.CPU, "cpu")):
         assert cuda_table.Settings(provider, (), 1, 1, 2).target == target
+
+
+@pytest.mark.parametrize("variant", cuda_table.MODES)
+def test_every_variant_can_be_built_for_a_gpu(variant: str, tmp_path: Path) -> None:
+    subject = cuda_table.from_file(OWN)
+    recipe = cuda_table.recipe_of(variant, "cuda")
+    out, options = tmp_path / "out.onnx", Options(check=False)
+    result = onnxq.optimize(subject.path, out, data=subject.calibration, recipe=recipe, options=options)
+    assert result.output == str(out), result.reason
 
 
 def test_without_the_provider_it_says_so_and_is_done(
