@@ -15,9 +15,11 @@ from onnxq.version import __version__
 
 if TYPE_CHECKING:
     from onnxq.api import bench, calibrate, describe_passes, evaluate, explain, inspect, optimize, validate
+    from onnxq.curriculum import Curriculum, Lesson
     from onnxq.diagnosis.findings import Diagnosis
     from onnxq.errors import OnnxqError
     from onnxq.evaluation import Evaluation
+    from onnxq.finetuning import finetune
     from onnxq.options import Options
     from onnxq.plan import Plan
     from onnxq.proof import Proof
@@ -34,12 +36,15 @@ HOMES = {
     "describe_passes": "onnxq.api",
     "evaluate": "onnxq.api",
     "explain": "onnxq.api",
+    "finetune": "onnxq.finetuning",
     "validate": "onnxq.api",
     "OnnxqError": "onnxq.errors",
     "Plan": "onnxq.plan",
     "Proof": "onnxq.proof",
     "Recipe": "onnxq.recipe",
     "Contract": "onnxq.recipe",
+    "Curriculum": "onnxq.curriculum",
+    "Lesson": "onnxq.curriculum",
     "Diagnosis": "onnxq.diagnosis.findings",
     "Evaluation": "onnxq.evaluation",
 }
@@ -47,8 +52,10 @@ HOMES = {
 
 __all__ = [
     "Contract",
+    "Curriculum",
     "Diagnosis",
     "Evaluation",
+    "Lesson",
     "OnnxqError",
     "Options",
     "Plan",
@@ -61,6 +68,7 @@ __all__ = [
     "describe_passes",
     "evaluate",
     "explain",
+    "finetune",
     "inspect",
     "optimize",
     "validate",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from onnxq import runtime
@@ -18,17 +16,18 @@ from onnxq.delivery import Delivery, deliver, give_up
 from onnxq.diagnosis.examination import SAMPLES, Settings, examine, normal
 from onnxq.diagnosis.findings import Diagnosis
 from onnxq.diagnosis.plans import examine_plan
-from onnxq.errors import DataError, ModelError, OutputError, RecipeError, UnsupportedModel
+from onnxq.errors import DataError, ModelError, OutputError, RecipeError
 from onnxq.evaluation import Evaluation, check_single, evaluate_session
 from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
 from onnxq.imagined import imagined
 from onnxq.inspection import Summary, has_scales, summarize
+from onnxq.intake import NAMELESS, as_file, at_most, named, split, target_of
 from onnxq.kernels import by_operator
 from onnxq.memo import canonical
 from onnxq.metric import check
 from onnxq.mode_choice import choose_mode
-from onnxq.modelfile import Source, check_output, load, replacing, save
+from onnxq.modelfile import Source, check_output, load, replacing
 from onnxq.options import Options, on_target
 from onnxq.passes import PIPELINES
 from onnxq.plan import Plan, Treatment
@@ -43,9 +42,6 @@ from onnxq.version import __version__
 
 SMALL = 1 << 28
 """Bytes of weights up to which a language model writes the text that it is calibrated with, where nobody gives any."""
-
-NAMELESS = Path("model.onnx")
-"""What a model that is only in memory is called."""
 
 
 def optimize(
@@ -87,7 +83,7 @@ def optimize(
     source = load(model)
     wanted = plan.recipe if plan else recipe or Recipe()
     options = on_target(options, TARGETS[wanted.target].provider)
-    target = _target(model, output, wanted)
+    target = target_of(model, output, wanted)
     _check_keep_best(model, target, options.keep_best)
     _check_frontier(model, source, target, options)
     feeds = None if data is None else open_data(data, source.interface().inputs)
@@ -97,10 +93,10 @@ def optimize(
     build = Build(source.copy(), wanted, mode, progress=options.progress)
     beside = target if source.files else None  # what fits into one file fits into memory
     kept = shelf_beside(beside, _wishes(source, wanted, mode, feeds))
-    with _as_file(model, source) as reference, _named(model), kept as build.shelf:
-        calibration, held = _split(feeds, options.samples, mode, build)
+    with as_file(model, source) as reference, named(model), kept as build.shelf:
+        calibration, held = split(feeds, options.samples, mode, build)
         if validation is not None:
-            calibration = _at_most(feeds, options.samples) if feeds else None
+            calibration = at_most(feeds, options.samples) if feeds else None
             held = open_data(validation, source.interface().inputs)
         check(wanted.contract, held)
         tested = held if held is not None else open_data("random", source.interface().inputs)
@@ -193,33 +189,6 @@ def _continued(
     return compare_generation(one, other, prompt, options.seconds)
 
 
-def _split(feeds: Data | None, samples: int, mode: Mode, build: Build) -> tuple[Data | None, Data | None]:
-    """Data for calibration and for validation; the same where there is one sample only."""
-    if feeds is None:
-        return None, None
-    if len(feeds) < 2:
-        build.warnings.append("One sample only: validated on what calibration saw. Give more data, or --validation.")
-        return feeds, feeds
-    calibration, held = feeds.split(min(samples, len(feeds) - max(1, len(feeds) // 4)))
-    return calibration, held
-
-
-def _at_most(feeds: Data, samples: int) -> Data:
-    """So many samples, spread over all of them."""
-    return feeds.split(samples)[0] if len(feeds) > samples else feeds
-
-
-def _target(model: Source, output: Path | str | None, wanted: Recipe) -> Path | None:
-    """Where to write. Raises OutputError where that cannot be."""
-    if output is None and not isinstance(model, (str, Path)):
-        return None
-    mode = "fp16" if (wanted.mode, wanted.target) == ("auto", "cuda") else wanted.mode
-    suffix = {"weight-int4": ".int4.onnx", "fp16": ".fp16.onnx"}.get(mode, ".int8.onnx")
-    target = Path(output) if output is not None else Path(str(model)).with_suffix(suffix)
-    check_output(model, target)
-    return target
-
-
 def _check_keep_best(model: Source, target: Path | None, place: Path | None) -> None:
     """Find out before the work whether the best model can be kept. Raises OutputError."""
     if place is None:
@@ -236,29 +205,6 @@ def _check_frontier(model: Source, source: Graph, target: Path | None, options: 
     own = [Path(model)] if isinstance(model, (str, Path)) else []
     needed = [*own, *source.files, *([options.keep_best] if options.keep_best else [])]
     check_places(options.frontier, target or NAMELESS, needed)
-
-
-@contextmanager
-def _as_file(model: Source, graph: Graph) -> Iterator[Path]:
-    """The float model as a file: its own, or a temporary one for a model that is only in memory."""
-    if isinstance(model, (str, Path)):
-        yield Path(model)
-        return
-    with TemporaryDirectory(prefix="onnxq.") as folder:
-        file = Path(folder) / NAMELESS
-        save(graph, file)
-        yield file
-
-
-@contextmanager
-def _named(model: Source) -> Iterator[None]:
-    """What the runtime refuses is said with the name of the file."""
-    try:
-        yield
-    except UnsupportedModel as error:
-        if not isinstance(model, (str, Path)) or str(error).startswith("'"):
-            raise
-        raise UnsupportedModel(f"'{Path(model).name}': {error}") from None
 
 
 def calibrate(
@@ -281,9 +227,9 @@ def calibrate(
     source, target = load(model), Path(output)
     check_output(model, target)
     build = Build(source.copy(), recipe or Recipe(), "static-int8", progress=options.progress)
-    feeds = _at_most(open_data(data, source.interface().inputs), options.samples)
+    feeds = at_most(open_data(data, source.interface().inputs), options.samples)
     try:
-        with _named(model):
+        with named(model):
             placement = prepare(build)
     except Nothing as nothing:
         raise ModelError(f"There is nothing to calibrate. {nothing}") from None
@@ -324,8 +270,8 @@ def validate(
     feeds = open_data(data, first.interface().inputs)
     check(contract or Contract(), feeds)
     prompt = find_prompt(options, feeds, first.interface())
-    with _as_file(reference, first) as one, _as_file(candidate, second) as other, _named(candidate):
-        with _named(reference):
+    with as_file(reference, first) as one, as_file(candidate, second) as other, named(candidate):
+        with named(reference):
             typed(first)
         proofs = [
             prove(
@@ -378,7 +324,7 @@ def evaluate(
     graph, provider = load(model), options.providers[0]
     feeds = open_data(data, graph.interface().inputs)
     check_single(metric, feeds)
-    with _as_file(model, graph) as file, _named(model):
+    with as_file(model, graph) as file, named(model):
         session = runtime.Session(file, provider=provider, threads=options.threads)
         return evaluate_session(session, feeds, metric, provider, batch, options.progress)
 
@@ -410,9 +356,9 @@ def explain(
     first, second = load(reference), load(candidate)
     _same_interface(first, second)
     feeds = open_data(data, first.interface().inputs)
-    with _named(reference):
+    with named(reference):
         first = normal(first)
-    with _as_file(candidate, second) as file, _named(candidate):
+    with as_file(candidate, second) as file, named(candidate):
         measured, second = runtime.Session(file, threads=options.threads), normal(second)
     settings = Settings(top, samples, options.threads, options.memory, options.progress)
     return examine(first, second, measured.run, feeds, settings)
@@ -452,7 +398,7 @@ def bench(
     provider = options.providers[0]
     sessions = []
     for path in models:
-        with _named(path):
+        with named(path):
             sessions.append(runtime.Session(Path(path), provider=provider, threads=options.threads))
     timings = runtime.interleave(sessions, feeds, seconds=seconds * len(models), rounds=200)
     rows = []

@@ -277,7 +277,7 @@ def sqnr(signal: float, noise: float) -> float | None:
     return float(10 * np.log10(max(signal, 1e-300) / noise))
 
 
-def looks_like_classes(output: Array) -> bool:
+def looks_like_classes(output: Any) -> bool:
     """Whether the last axis is one score per class: [batch, classes], or [batch, ..., vocabulary]."""
     if output.ndim == 2:
         return bool(output.shape[1] >= 2)

@@ -8,6 +8,7 @@ from typing import Literal
 from onnxq.build import Build
 from onnxq.continuation import Continuations
 from onnxq.contract import CLEARLY_SLOWER
+from onnxq.curriculum import Lesson
 from onnxq.diagnosis.findings import Diagnosis
 from onnxq.plan import Plan, Record, Treatment
 from onnxq.proof import Proof
@@ -66,6 +67,8 @@ class Result(Record):
             tried where none was written.
         generation: what the float model and the one that was written write after one prompt, if that was asked for.
         kept: where the best model went that breaks the contract, if that was asked for.
+        lesson: what training did, if there was any.
+        untrained: the proof of the same model without that: quantized by calibration alone.
     """
 
     status: Status
@@ -83,6 +86,8 @@ class Result(Record):
     diagnosis: Diagnosis | None = None
     generation: Continuations | None = None
     kept: str | None = None
+    lesson: Lesson | None = None
+    untrained: Proof | None = None
 
 
 class Rejected(Exception):

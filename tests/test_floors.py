@@ -59,6 +59,7 @@ FLOORS = {
     "onnxq.tallies": 3,
     "onnxq.training": 3,
     "onnxq.training.*": 3,
+    "onnxq.training.operators.*": 3,
     "onnxq.passes.*": 2,
     "onnxq.islands": 2,
     "onnxq.pipeline": 2,

@@ -143,7 +143,7 @@ def test_the_text_is_for_people() -> None:
         (("tensors", "x", "zero_point"), 256, r"'tensors\.x\.zero_point' in the plan is 256: .*from 0 to 255"),
         (("tensors", "x", "zero_point"), -1, r"'tensors\.x\.zero_point' in the plan is -1"),
         (("tensors", "x", "zero_point"), 1.5, r"'tensors\.x\.zero_point' in the plan is 1\.5"),
-        (("tensors", "x", "format"), "int4", r"'tensors\.x\.format' in the plan is 'int4'"),
+        (("tensors", "x", "format"), "int9", r"'tensors\.x\.format' in the plan is 'int9'"),
         (("balance", "x", "factors"), [], r"'balance\.x\.factors' in the plan is \[\]: .*one for each channel"),
         (("balance", "x", "factors"), [1.0, 0.0], r"'balance\.x\.factors' in the plan is .*positive"),
         (("balance", "x", "factors"), [1.0, -2.0], r"'balance\.x\.factors' in the plan is .*positive"),

@@ -62,7 +62,12 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     [
         ({"moed": "auto"}, "Unknown key 'moed' in the recipe"),
         ({"weight": {"formt": "int8"}}, r"Unknown key 'weight\.formt' in the recipe"),
-        ({"activation": {"bits": 4}}, r"Unknown key 'activation\.bits' in the recipe"),
+        ({"activation": {"width": 4}}, r"Unknown key 'activation\.width' in the recipe"),
+        ({"activation": {"bits": 4}}, r"activations of 4 bits need the mode static-int8, not auto"),
+        ({"mode": "static-int8", "activation": {"bits": 1}}, r"'activation\.bits' in the recipe is 1"),
+        ({"mode": "static-int8", "weight": {"bits": 4.5}}, r"static weights take a whole number of bits, not 4\.5"),
+        ({"mode": "weight-int4", "weight": {"bits": 3}}, r"weights in blocks take 4 to 8 bits, not 3"),
+        ({"mode": "mixed-int8", "weight": {"bits": 4}}, r"weights of 4 bits need the mode static-int8 or weight-int4"),
         ({"nodes": {"conv1": {"quantise": False}}}, r"Unknown key 'nodes\.conv1\.quantise' in the recipe"),
         ({"mode": "int4"}, "'mode' in the recipe is 'int4': Input should be 'auto', 'mixed-int8', 'static-int8'"),
         ({"target": "abacus"}, "'target' in the recipe is 'abacus'"),

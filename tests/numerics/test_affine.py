@@ -23,7 +23,7 @@ from onnxq.numerics.affine import (
     representable,
     safe_weight_scale,
 )
-from onnxq.numerics.formats import FORMATS, INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, Format
+from onnxq.numerics.formats import FORMATS, INT4, INT8, INT16, INT32, NARROWER, UINT4, UINT8, UINT16, Format
 
 GRIDS = [UINT8, INT8, UINT16, INT16, UINT4, INT4]
 TINY = np.finfo(np.float32).smallest_normal
@@ -285,4 +285,4 @@ def test_past_the_largest_depth_half_of_the_accumulator_is_left_for_the_bias() -
 
 
 def test_formats_are_complete() -> None:
-    assert set(FORMATS.values()) == {*GRIDS, INT32}
+    assert set(FORMATS.values()) == {*GRIDS, INT32, *NARROWER}

@@ -1,0 +1,93 @@
+"""How a rounded model is trained, as it was asked for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from onnxq.plan import Record
+from onnxq.recipe import Settings
+
+
+class Curriculum(Settings):
+    """How to train; what to train is the recipe's business.
+
+    Attributes:
+        method: `lsq`: weights, biases, scales and zero points together, from the outputs; `blocks`: the rounding of
+            weights and the scales of activations, one block of the model after the other, which needs less data.
+        steps: how many batches are learned from; for `blocks`, for each block.
+        batch: samples of a batch.
+        rate: how far a step moves a weight at first, as a share of the step of its grid; it falls to 0.
+        loss: `distill`: what the float model says; `labels`; or `module:function`.
+        features: patterns for inner tensors of the float model that are to be met too.
+        mix: whether samples are blended with each other, which makes more of few; None: where all inputs are floats.
+        hold: the share of the samples that is not learned from, but tells when to stop.
+        patience: looks at those without progress after which training stops; 0 for never.
+        seed: of everything that is drawn by chance.
+        device: where to train; `auto` is CUDA where there is some.
+        threads: of PyTorch on the CPU; 0 is its own choice. Another number gives other last bits.
+    """
+
+    method: Literal["lsq", "blocks"] = "lsq"
+    steps: int = Field(default=1000, ge=1)
+    batch: int = Field(default=32, ge=1)
+    rate: float = Field(default=0.02, gt=0, le=1)
+    loss: str = "distill"
+    features: tuple[str, ...] = ()
+    mix: bool | None = None
+    hold: float = Field(default=0.125, gt=0, lt=1)
+    patience: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=0, ge=0)
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ("distill", "labels") and ":" not in name:
+            raise ValueError("there is no such loss. Known are distill, labels and MODULE:FUNCTION")
+        return name
+
+
+class Look(Record):
+    """The loss on samples that are not learned from, after so many steps."""
+
+    step: int
+    loss: float
+
+
+class Lesson(Record):
+    """What training did.
+
+    Attributes:
+        samples: that were learned from.
+        held: that told how good it was.
+        parameters: numbers that were trained.
+        fidelity: the largest relative difference of the float model in PyTorch to that in ONNX Runtime.
+        device: where it was trained.
+        looks: the losses on samples that were held back.
+        best: the step whose state was taken.
+        stopped: why it ended before its time; empty where it did not.
+        seconds: how long it took.
+    """
+
+    samples: int
+    held: int
+    parameters: int
+    fidelity: float
+    device: str
+    looks: list[Look]
+    best: int
+    stopped: str
+    seconds: float
+
+    @property
+    def before(self) -> float:
+        """The loss of the model as it was first rounded."""
+        return self.looks[0].loss
+
+    @property
+    def after(self) -> float:
+        """The loss of what was taken."""
+        return min(look.loss for look in self.looks)

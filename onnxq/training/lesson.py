@@ -1,0 +1,151 @@
+"""A build that is trained between its Q/DQ and its folding: simulate, check, train, write back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from onnxq.build import Build
+from onnxq.calibration.data import Data
+from onnxq.curriculum import Curriculum, Lesson
+from onnxq.errors import RecipeError
+from onnxq.graph import Graph
+from onnxq.memo import canonical
+from onnxq.plan import Plan
+from onnxq.recipe import WEIGHT_ONLY
+from onnxq.study import fingerprint
+from onnxq.training import blocked, qdq
+from onnxq.training.checkpoints import Checkpoint
+from onnxq.training.fidelity import check_fidelity
+from onnxq.training.interpreter import Interpreter
+from onnxq.training.losses import find_loss
+from onnxq.training.simulation import Simulation
+from onnxq.training.trainer import Trainer, seeded
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What trains a build, and what it is trained on.
+
+    Attributes:
+        data: samples to learn from; a share of them is held back.
+        curriculum: how.
+        checkpoint: where the state is kept; None for nowhere.
+    """
+
+    data: Data
+    curriculum: Curriculum
+    checkpoint: Path | None = None
+
+    def __call__(self, build: Build, exact: Graph) -> Lesson:
+        """Train what was quantized, in place.
+
+        Args:
+            build: with the quantized graph, not folded yet, and its plan.
+            exact: the float graph that it was made of.
+
+        Raises:
+            UnsupportedModel: an operator has no counterpart in PyTorch, or differs there.
+            RecipeError: the curriculum does not fit.
+        """
+        assert build.plan is not None
+        start, curriculum, device = time.perf_counter(), self.curriculum, pick_device(self.curriculum.device)
+        loss, (learned, held) = find_loss(curriculum.loss), self._split()
+        with seeded(curriculum.seed, curriculum.threads):
+            teacher = Interpreter(exact)
+            fidelity = check_fidelity(exact, teacher, self.data.sample(0), build.threads)
+            student, put_back = _student(build, exact)
+            trainer = Trainer(
+                student.to(device),
+                teacher.to(device).eval(),
+                (learned, held),
+                curriculum,
+                loss,
+                [tensor.name for tensor in exact.outputs if tensor.dtype in (np.float32, np.float16)],
+                _features(exact, student, curriculum.features),
+                device,
+                Checkpoint(self.checkpoint, self._run(build.plan)),
+                build.progress,
+            )
+            looks, stopped = trainer.run()
+            put_back()
+        best = min(looks, key=lambda look: look.loss)
+        return Lesson(
+            samples=len(learned),
+            held=len(held),
+            parameters=sum(values.numel() for values in student.parameters() if values.requires_grad),
+            fidelity=fidelity,
+            device=str(device),
+            looks=looks,
+            best=best.step,
+            stopped=stopped,
+            seconds=round(time.perf_counter() - start, 1),
+        )
+
+    def _split(self) -> tuple[Data, Data]:
+        """What is learned from, and what tells how good it is."""
+        held = max(1, round(self.curriculum.hold * len(self.data)))
+        if len(self.data) < 2:
+            raise RecipeError(f"{self.data.description}: training needs 2 samples at least. Give more data.")
+        return self.data.split(len(self.data) - held)
+
+    def _run(self, plan: Plan) -> str:
+        """What this run depends on, as text."""
+        asked = self.curriculum.model_dump(mode="json")
+        return sha256(canonical([asked, plan.deeds, fingerprint(self.data, {})]).encode()).hexdigest()
+
+
+def _student(build: Build, exact: Graph) -> tuple[Simulation, Callable[[], None]]:
+    """What learns, and how that goes back into the build."""
+    plan = build.plan
+    assert plan is not None
+    if build.mode in WEIGHT_ONLY:
+        student, blocks = blocked.take_apart(exact, plan)
+        return student, lambda: blocked.put_together(blocks, student, build.shelf, build.graph)
+    student, parts = qdq.take_apart(build.graph, exact)
+
+    def put_back() -> None:
+        qdq.put_together(parts, student)
+        build.plan = _with_grids(plan, parts)
+
+    return student, put_back
+
+
+def _with_grids(plan: Plan, parts: qdq.Blueprint) -> Plan:
+    """The plan with the grids of activations as they were learned."""
+    tensors = dict(plan.tensors)
+    for site, quantizer in parts.sites:
+        grid = quantizer.learned()
+        for name in site.tensors & tensors.keys():
+            scale, zero = float(grid.scale), int(grid.zero_point)
+            low, high = (scale * (end - zero) for end in (grid.form.qmin, grid.form.qmax))
+            changed = {"scale": scale, "zero_point": zero, "low": low, "high": high, "reason": "Learned in training."}
+            tensors[name] = tensors[name].model_copy(update=changed)
+    return plan.model_copy(update={"tensors": tensors})
+
+
+def _features(exact: Graph, student: Simulation, patterns: Sequence[str]) -> list[str]:
+    """The inner tensors that patterns mean, of those that both models have. Raises RecipeError."""
+    both = {tensor.name for node in student.graph.nodes for tensor in node.outputs}
+    known = [t.name for node in exact.nodes for t in node.outputs if t.dtype == np.float32 and t.name in both]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise RecipeError(
+                f"Feature '{pattern}' matches no tensor that the float and the quantized model both have, such as "
+                f"'{known[-1] if known else ''}'. Name a tensor, or a pattern with *."
+            )
+    return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this name; `auto` is CUDA where there is some. Raises RecipeError."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("PyTorch finds no CUDA device here. Take --device cpu, or install PyTorch with CUDA.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

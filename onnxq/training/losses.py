@@ -1,0 +1,124 @@
+"""What training makes small: how far the rounded model is from the float one, or from the truth.
+
+Every loss is called with a `Scene` and returns a number that has a gradient. `distill` needs no labels; a function of
+the user's is loaded by `module:function`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from onnxq.calibration.feeds import blamed
+from onnxq.calibration.functions import current_folder, find_function
+from onnxq.comparison import looks_like_classes
+from onnxq.errors import RecipeError
+
+SMALLEST = 1e-12
+"""What a variance is at least, so that constant tensors divide."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One batch, as a loss sees it.
+
+    Attributes:
+        outputs: of the rounded model, by name.
+        targets: of the float model, likewise.
+        features: of the rounded model: inner tensors that were asked for.
+        aims: of the float model, likewise.
+        feeds: the inputs.
+        labels: what is right, first axis = samples; None where nobody knows.
+        mask: which positions count, bool[batch, length]; None for all.
+    """
+
+    outputs: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    aims: Mapping[str, Tensor] = field(default_factory=dict)
+    feeds: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    mask: Tensor | None = None
+
+
+IGNORED = -100
+"""The label of what does not count."""
+
+Loss = Callable[[Scene], Tensor]
+
+
+def distill(scene: Scene) -> Tensor:
+    """The mean of what all outputs lost, and of what features did, each as a share of what there is to lose."""
+    parts = [lost(scene.outputs[name], target, scene.mask) for name, target in scene.targets.items()]
+    parts += [unlike(scene.features[name], aim, scene.mask) for name, aim in scene.aims.items()]
+    return torch.stack(parts).mean()
+
+
+def lost(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Divergence of what is predicted where an output scores classes; the share of the signal for all others."""
+    if not looks_like_classes(target):
+        return unlike(output, target, mask)
+    output, target = counted(output, mask), counted(target, mask)
+    if is_distribution(target):
+        return functional.kl_div(torch.log(output.clamp_min(SMALLEST)), target, reduction="sum") / _rows(target)
+    ours, theirs = functional.log_softmax(output, -1), functional.log_softmax(target, -1)
+    return functional.kl_div(ours, theirs, reduction="sum", log_target=True) / _rows(target)
+
+
+def unlike(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Noise over signal: mean square of the difference, over the variance of the target."""
+    output, target = counted(output.float(), mask), counted(target.float(), mask)
+    if target.numel() < 2:
+        return functional.mse_loss(output, target)
+    return functional.mse_loss(output, target) / target.var().clamp_min(SMALLEST)
+
+
+def supervise(scene: Scene) -> Tensor:
+    """Cross entropy of the labels in the output that has a score for each class; negative labels do not count."""
+    if scene.labels is None:
+        raise RecipeError("--loss labels needs data with an array 'labels'. Add one, or take --loss distill.")
+    labels = scene.labels.long()
+    for name, target in scene.targets.items():
+        if looks_like_classes(target) and target.shape[:-1].numel() == labels.numel():
+            scores = scene.outputs[name].flatten(0, -2)
+            scores = torch.log(scores.clamp_min(SMALLEST)) if is_distribution(target) else scores
+            right = labels.reshape(-1).to(scores.device)
+            return functional.cross_entropy(scores, right.where(right >= 0, IGNORED), ignore_index=IGNORED)
+    raise RecipeError(f"No output has a score for each class of {list(labels.shape)} labels. Take --loss distill.")
+
+
+def is_distribution(target: Tensor) -> bool:
+    """Whether scores are probabilities already."""
+    return bool((target >= 0).all()) and bool(((target.sum(-1) - 1).abs() < 1e-3).all())
+
+
+def counted(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The positions that count, where the tensor has such axes."""
+    if mask is None or values.ndim < 2 or values.shape[:2] != mask.shape:
+        return values
+    return values[mask.to(values.device)]
+
+
+def _rows(target: Tensor) -> int:
+    return max(1, target.shape[:-1].numel())
+
+
+def find_loss(name: str) -> Loss:
+    """`distill`, `labels`, or `module:function` of the user's. Raises RecipeError, or what its import raises.
+
+    A function is called with outputs, targets, feeds (tensors by name) and labels (a tensor or None).
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    with current_folder(), blamed(f"Loss '{name}'"):
+        own = find_function(name.removeprefix("python:"), f"Loss '{name}'")
+    return lambda scene: own(scene.outputs, scene.targets, scene.feeds, scene.labels)
+
+
+LOSSES: Mapping[str, Loss] = MappingProxyType({"distill": distill, "labels": supervise})
+"""What is known by name."""
