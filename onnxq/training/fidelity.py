@@ -14,10 +14,22 @@ from onnxq.runtime import Session
 from onnxq.training.interpreter import Interpreter, Step, as_tensor
 
 TOLERANCE = 1e-3
-"""How far an output may be off, as a share of its largest element."""
+"""How far a tensor may be off, as a share of its largest element.
 
-HALF_TOLERANCE = 2e-2
-"""The same for float16 and bfloat16, which have 10 and 7 bits behind the point."""
+Measured on the zoo with `python tools/convert_zoo.py --zoo ZOO --nodes`: of 5,385 nodes that are fed the runtime's
+inputs all stay below 4e-6, but for an InstanceNormalization (1.1e-4) and Sigmoids far below zero (6e-4), where the
+runtime is the one that is off.
+"""
+
+ADDED_UP = 10
+"""How many times further an output may be off while every node is right on its own.
+
+The same tool: outputs stay below 6e-6, but for those of a detector (5e-4) and of a style transfer (1.4e-3, of which the
+runtime's own distance from float64 is 1.36e-3).
+"""
+
+HALF_TOLERANCE = 1e-2
+"""`TOLERANCE` for float16 and bfloat16, which have 10 and 7 bits behind the point."""
 
 AT_A_TIME = 32
 """Nodes whose inputs and outputs are held at a time."""
@@ -33,16 +45,22 @@ def check_fidelity(graph: Graph, module: Interpreter, feeds: Mapping[str, Array]
         threads: of the runtime; 0 lets it choose.
 
     Raises:
-        UnsupportedModel: an output is off by more than `TOLERANCE`; the first node whose own output is, although it is
-            fed what the runtime feeds it, is named.
+        UnsupportedModel: an output is off by more than `TOLERANCE`, and so is a node when it is fed the runtime's
+            inputs: the first such node is named. Or no node is, and yet the output is off by `ADDED_UP` times that.
         DataError: the batch does not fit the model.
     """
     expected = _session(graph, (), threads).run(feeds)
     found = _run(module, feeds, list(expected))
     worst = max((difference(value, found[name]) for name, value in expected.items()), default=0.0)
-    if all(difference(value, found[name]) <= tolerance(value) for name, value in expected.items()):
-        return worst
-    raise _blame(graph, module, feeds, threads, worst)
+    shares = [difference(value, found[name]) / tolerance(value) for name, value in expected.items()]
+    if max(shares, default=0.0) > 1:
+        _blame(graph, module, feeds, threads, worst)
+    if max(shares, default=0.0) > ADDED_UP:
+        raise UnsupportedModel(
+            f"PyTorch's outputs are off by {worst:.2g} of their largest value, though no operator is on its own: "
+            "rounding errors add up. Check the data, or quantize the model without training."
+        )
+    return worst
 
 
 def tolerance(expected: Array) -> float:
@@ -85,26 +103,20 @@ def _array(tensor: Tensor) -> Array:
     return values
 
 
-def _blame(
-    graph: Graph, module: Interpreter, feeds: Mapping[str, Array], threads: int, worst: float
-) -> UnsupportedModel:
-    """The error that names the first operator that is off on its own."""
-    for step, own in _own_differences(graph, module, feeds, threads):
-        if own > 0:
-            return UnsupportedModel(
-                f"Node '{step.name}' ({step.op}) computes something else in PyTorch: off by {own:.2g} of its largest "
+def _blame(graph: Graph, module: Interpreter, feeds: Mapping[str, Array], threads: int, worst: float) -> None:
+    """Raise UnsupportedModel for the first node that is off on its own, if there is one."""
+    for step, off, share in own_differences(graph, module, feeds, threads):
+        if share > 1:
+            raise UnsupportedModel(
+                f"Node '{step.name}' ({step.op}) computes something else in PyTorch: off by {off:.2g} of its largest "
                 f"value, and an output of the model by {worst:.2g}. Export it otherwise, or quantize without training."
             )
-    return UnsupportedModel(
-        f"PyTorch's outputs are off by {worst:.2g} of their largest value, though no operator is on its own: rounding "
-        "errors add up. Check the model for values that are far too large."
-    )
 
 
-def _own_differences(
-    graph: Graph, module: Interpreter, feeds: Mapping[str, Array], threads: int
-) -> Iterator[tuple[Step, float]]:
-    """For each node in order how far its output is off when it is fed the runtime's inputs; 0 where that is little."""
+def own_differences(
+    graph: Graph, module: Interpreter, feeds: Mapping[str, Array], threads: int = 0
+) -> Iterator[tuple[Step, float, float]]:
+    """For each node in order how far its outputs are off when it is fed the runtime's inputs, and in tolerances."""
     for start in range(0, len(module.steps), AT_A_TIME):
         steps = module.steps[start : start + AT_A_TIME]
         names = {name for step in steps for name in (*step.inputs, *step.outputs) if name}
@@ -112,7 +124,7 @@ def _own_differences(
         values = {**feeds, **_session(graph, inner, threads).run(feeds, inner)}
         for step in steps:
             wanted = [name for name in step.outputs if name]
-            given = {name: values[name] for name in step.inputs if name in values}
-            found = _run(module, given, wanted)
+            found = _run(module, {name: values[name] for name in step.inputs if name in values}, wanted)
             off = {name: difference(values[name], found[name]) for name in wanted}
-            yield step, max((own for name, own in off.items() if own > tolerance(values[name])), default=0.0)
+            shares = (own / tolerance(values[name]) for name, own in off.items())
+            yield step, max(off.values(), default=0.0), max(shares, default=0.0)

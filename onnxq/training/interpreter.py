@@ -51,7 +51,8 @@ class Interpreter(torch.nn.Module):
 
     Attributes:
         constants: every constant by its tensor's name, looked up on each run: a parameter may be put in place of one.
-            Floats follow the module to a device; integers stay on the CPU, so that shapes are read there.
+            Floats follow the module to a device; integers, and numbers without axes, stay on the CPU, where they are
+            read without waiting for the device.
         replaced: by the name of a node, what runs in its place.
     """
 
@@ -93,7 +94,8 @@ class Interpreter(torch.nn.Module):
             if isinstance(tensor, torch.nn.Parameter):
                 tensor.data = fn(tensor.data)
             elif tensor.is_floating_point():
-                self.constants[name] = fn(tensor)
+                moved = fn(tensor)
+                self.constants[name] = moved if tensor.ndim else tensor.to(moved.dtype)
         return self
 
     def forward(self, feeds: Mapping[str, Tensor], wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -154,11 +156,11 @@ class Interpreter(torch.nn.Module):
 
 
 def beside(inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Floats where the first tensor lies that is not on the CPU; integers and conditions stay where they are."""
+    """Floats where the first tensor lies that is not on the CPU; integers, conditions and single numbers stay."""
     device = next((tensor.device for tensor in inputs if tensor is not None and tensor.device.type != "cpu"), None)
     if device is None:
         return inputs
-    return tuple(t.to(device) if t is not None and t.is_floating_point() else t for t in inputs)
+    return tuple(t.to(device) if t is not None and t.ndim and t.is_floating_point() else t for t in inputs)
 
 
 def _check(graph: Graph, replaced: Mapping[str, Replacement]) -> None:
@@ -205,8 +207,8 @@ def _step(node: Node) -> Step:
 
 
 def _plain(value: Any) -> Any:
-    """An attribute as operators read it: an empty list is kept as it is stored, since its type is not told."""
-    return [*value.ints, *value.floats] if hasattr(value, "ints") else value
+    """An attribute as operators read it: texts, and lists that are empty, are kept as they are stored."""
+    return [*value.ints, *value.floats, *(text.decode() for text in value.strings)] if hasattr(value, "ints") else value
 
 
 KINDS: Mapping[str, tuple[type, torch.dtype]] = {

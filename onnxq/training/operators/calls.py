@@ -70,6 +70,12 @@ def together(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors if device is None else tuple(tensor.to(device) for tensor in tensors)
 
 
+def alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same for operators on elements, which take a number without axes from the CPU as it is."""
+    device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
+    return tensors if device is None else tuple(tensor.to(device) if tensor.ndim else tensor for tensor in tensors)
+
+
 def unary(function: Callable[[Tensor], Tensor]) -> Operator:
     """An operator of one tensor."""
     return lambda call: function(call.data())
@@ -79,7 +85,7 @@ def binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     """An operator of two tensors that broadcast."""
 
     def run(call: Call) -> Tensor:
-        one, other = call.together()
+        one, other = alike(call.data(), call.data(1))
         return function(one, other)
 
     return run

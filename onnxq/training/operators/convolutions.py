@@ -51,16 +51,17 @@ def spread(call: Call) -> Tensor:
 def _cut_away(call: Call, seen: Window, sizes: list[int]) -> tuple[list[int], list[int]]:
     """How much to cut from the whole result on either side."""
     rank, mode = len(sizes), call.get("auto_pad", "NOTSET")
-    more = call.get("output_padding") or [0] * rank
+    added = call.get("output_padding") or [0] * rank
     wanted = call.get("output_shape")
     if wanted is None and mode not in ("SAME_UPPER", "SAME_LOWER"):
-        return seen.before, [amount - extra for amount, extra in zip(seen.after, more, strict=True)]
+        return seen.before, [amount - extra for amount, extra in zip(seen.after, added, strict=True)]
     sides = [size * stride for size, stride in zip(sizes, seen.strides, strict=True)]
     wanted = wanted[-rank:] if wanted else sides
     whole = [(n - 1) * s + reach for n, s, reach in zip(sizes, seen.strides, seen.reach, strict=True)]
-    total = [max(w + extra - goal, 0) for w, extra, goal in zip(whole, more, wanted, strict=True)]
+    total = [max(w + extra - goal, 0) for w, extra, goal in zip(whole, added, wanted, strict=True)]
     less = [amount // 2 for amount in total]
-    before = [amount - half for amount, half in zip(total, less, strict=True)] if mode == "SAME_LOWER" else less
+    more = [amount - half for amount, half in zip(total, less, strict=True)]
+    before = less if mode == "SAME_UPPER" else more
     return before, [w - goal - cut for w, goal, cut in zip(whole, wanted, before, strict=True)]
 
 

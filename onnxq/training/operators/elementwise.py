@@ -7,8 +7,9 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from onnxq.training.operators.calls import Call, Operator, binary, broadcast, element_type, unary
+from onnxq.training.operators.calls import Call, Operator, alike, binary, broadcast, element_type, unary
 
 
 def divide(x: Tensor, y: Tensor) -> Tensor:
@@ -35,12 +36,22 @@ def shift(call: Call) -> Tensor:
 
 def clip(call: Call) -> Tensor:
     """Bounds are attributes before opset 11, and inputs since; a bound that is left out does not bind."""
+    x = call.data()
     if call.opset < 11:
-        return torch.clamp(call.data(), call.get("min", -torch.inf), call.get("max", torch.inf))
-    x, low, high = call.data(), call.at(1), call.at(2)
-    if low is None and high is None:
-        return x
-    return torch.clamp(x, *(None if bound is None else bound.reshape(()).to(x.device) for bound in (low, high)))
+        return _between(x, call.get("min", -torch.inf), call.get("max", torch.inf))
+    bounds = [None if bound is None else bound.reshape(()) for bound in (call.at(1), call.at(2))]
+    if all(bound is None or (bound.device.type == "cpu" and not bound.requires_grad) for bound in bounds):
+        low, high = (None if bound is None else bound.item() for bound in bounds)
+        return _between(x, -torch.inf if low is None else low, torch.inf if high is None else high)
+    return torch.clamp(x, *(None if bound is None else bound.to(x.device) for bound in bounds))
+
+
+def _between(x: Tensor, low: float, high: float) -> Tensor:
+    if not x.is_floating_point() or low > high:
+        return torch.clamp(x, low, high)
+    if (low, high) == (0, torch.inf):
+        return torch.relu(x)
+    return functional.hardtanh(x, low, high)  # its gradient takes less than half the time of that of clamp
 
 
 def cast(call: Call) -> Tensor:
@@ -55,19 +66,23 @@ def is_infinite(call: Call) -> Tensor:
     return high | torch.isneginf(x) if call.get("detect_negative", 1) else high
 
 
+def _all_alike(call: Call) -> tuple[Tensor, ...]:
+    return alike(*(tensor for tensor in call.inputs if tensor is not None))
+
+
 def fold(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
     """An operator of any number of tensors that broadcast."""
-    return lambda call: reduce(function, call.together())
+    return lambda call: reduce(function, _all_alike(call))
 
 
 def mean(call: Call) -> Tensor:
     """The mean of tensors that broadcast."""
-    return reduce(torch.add, call.together()) / len(call.inputs)
+    return reduce(torch.add, _all_alike(call)) / len(call.inputs)
 
 
 def where(call: Call) -> Tensor:
     """Elements of the one or the other tensor."""
-    condition, x, y = call.together()
+    condition, x, y = _all_alike(call)
     return torch.where(condition, x, y)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from onnxq.training.operators.calls import Call, Operator, Result, binary, element_type
+from onnxq.training.operators.calls import Call, Operator, Result, element_type
 
 
 def general(call: Call) -> Tensor:
@@ -24,7 +24,7 @@ def einsum(call: Call) -> Tensor:
 
 
 def attention(call: Call) -> Result:
-    """softmax(scale*Q*K' + mask)*V, with caches, groups of heads, a soft cap and a causal mask where asked for.
+    """softmax(cap(scale*Q*K') + mask)*V, with caches, groups of heads, a soft cap and a causal mask where asked for.
 
     Outputs: the result in the form of Q, the keys and the values with those of the caches, and the scores.
     """
@@ -50,16 +50,18 @@ def _after(past: Tensor | None, x: Tensor) -> Tensor:
 
 
 def _attend(call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The result and the scores of the stage that is asked for: products, masked, capped, or after softmax."""
-    root = (call.get("scale") or q.shape[-1] ** -0.5) ** 0.5
-    stages = [(q * root) @ (k * root).transpose(-1, -2)]
-    cap = call.get("softcap", 0.0)
-    bias = _bias(call, stages[0], k.shape[2] - q.shape[2] if call.at(4) is not None else 0)
-    stages.append(stages[-1] if bias is None else stages[-1] + bias)
-    stages.append(cap * torch.tanh(stages[-1] / cap) if cap else stages[-1])
+    """The result, and the scores of the stage that is asked for: products, capped, masked, or after softmax."""
+    root = float(call.get("scale") or q.shape[-1] ** -0.5) ** 0.5
+    products = (q * root) @ (k * root).transpose(-1, -2)
+    cap = float(call.get("softcap", 0.0))
+    capped = torch.tanh(products / cap) * cap if cap else products
+    bias = _bias(call, products, k.shape[2] - q.shape[2] if call.at(4) is not None else 0)
+    masked = capped if bias is None else capped + bias
+    blind = None if bias is None else (bias == -torch.inf).all(-1, keepdim=True)  # softmax has no answer there
     wide = element_type(call, "softmax_precision") or q.dtype
-    stages.append(torch.softmax(stages[-1], -1, dtype=wide).to(q.dtype))
-    return stages[-1] @ v, stages[call.get("qk_matmul_output_mode", 0)]
+    weights = torch.softmax(masked if blind is None else masked.masked_fill(blind, 0), -1, dtype=wide).to(q.dtype)
+    weights = weights if blind is None else weights.masked_fill(blind, 0)
+    return weights @ v, (products, capped, masked, weights)[call.get("qk_matmul_output_mode", 0)]
 
 
 def _bias(call: Call, scores: Tensor, past: int) -> Tensor | None:
@@ -83,5 +85,5 @@ MATRICES: Mapping[str, Operator] = {
     "Det": lambda call: torch.linalg.det(call.data()),
     "Einsum": einsum,
     "Gemm": general,
-    "MatMul": binary(torch.matmul),
+    "MatMul": lambda call: torch.matmul(*call.together()),
 }
