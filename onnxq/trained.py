@@ -46,8 +46,9 @@ def _wrong(node: Node) -> Iterator[str]:
 
 def _wrong_zero_point(node: Node, zero_point: Tensor) -> Iterator[str]:
     integers = node.outputs[0] if node.op == "QuantizeLinear" else node.inputs[0]
-    if None not in (integers.dtype, zero_point.dtype) and integers.dtype != zero_point.dtype:
-        yield f"its zero point is {zero_point.dtype}, and its integers are {integers.dtype}."
+    kind = _kind(integers)
+    if None not in (kind, zero_point.dtype) and kind != zero_point.dtype:
+        yield f"its zero point is {zero_point.dtype}, and its integers are {kind}."
     size, scales = _size(zero_point), _size(node.inputs[1])
     if size is not None and size != scales:
         yield f"it has {size} zero points for {scales} scales."
@@ -63,6 +64,15 @@ def _wrong_axis(node: Node, count: int, shape: tuple[object, ...] | None) -> Ite
         yield f"its scales lie along axis {axis}, and its input has {len(shape)} axes."
     elif isinstance(shape[axis], int) and shape[axis] != count:
         yield f"it has {count} scales for axis {axis}, which has a size of {shape[axis]}."
+
+
+def _kind(integers: Tensor) -> np.dtype | None:
+    """The type of a quantized tensor, which its QuantizeLinear tells where nothing else does."""
+    node = integers.inputs[0] if integers.inputs else None
+    while node is not None and node.op == "Clip":
+        node = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    quantized = node is not None and node.op == "QuantizeLinear" and len(node.inputs) > 2
+    return integers.dtype or (node.inputs[2].dtype if quantized and node is not None else None)
 
 
 def _shape(tensor: Tensor) -> tuple[object, ...] | None:

@@ -28,6 +28,7 @@ from onnxq.islands import (
     same_scale,
     saturates,
     scales,
+    spare_bits,
     two_axes,
     unsigned,
     zero_points,
@@ -36,7 +37,7 @@ from onnxq.layers import LAYERS, clip_limits
 from onnxq.nbits import widened
 from onnxq.numerics.formats import FORMATS
 from onnxq.pipeline import Context, Promise, Within
-from onnxq.rewrite import Around, Bind, Build, Change, Each, Either, Match, Missing, Op, Pattern, Rule, apply
+from onnxq.rewrite import Around, Bind, Build, Change, Each, Either, Match, Missing, Op, Pattern, Rule, apply, maker
 from onnxq.spec import Fact
 
 MOVERS = (
@@ -82,7 +83,7 @@ class FoldInteger:
         for node in [n for n in graph.nodes if n.name not in said and n.op in LAYERS]:
             if CONV.match(node.outputs[0]) is not None:
                 yield Change(node.name, node.op, "", "No QuantizeLinear stands behind it, which its kernel needs.")
-            elif dq("w").match(node.inputs[1]) is not None and dq("x").match(node.inputs[0]) is None:
+            elif dq("w").match(node.inputs[1]) is not None and maker(node.inputs[0], "DequantizeLinear") is None:
                 yield Change(node.name, node.op, "", "Only its weight is quantized: what it reads comes as floats.")
 
 
@@ -103,10 +104,26 @@ ACTIVATIONS = ("Relu", "Clip")
 def build_conv(match: Match, graph: Graph, context: Context) -> None:
     """QLinearConv; an activation is what saturation at the ends of its output range does."""
     layer = match.nodes["layer"]
+    refine(match, graph)
     y = parameters(match, graph, "y")
     inputs = [match["x"], *parameters(match, graph, "x"), *weights(match, graph), *y]
     bias = integer_bias(match, graph)
     graph.add("QLinearConv", [*inputs, *([bias] if bias else [])], [match.output], name=layer.name, **layer.attrs)
+
+
+def refine(match: Match, graph: Graph) -> None:
+    """Few integers far apart, as many as they are: 8 steps of 0.4 are 128 of 0.025, and a bias is rounded to those.
+
+    w * scale = (w * 2^k) * (scale / 2^k)
+    """
+    doublings = spare_bits(match)
+    if not doublings:
+        return
+    values, scale, zero_point = weight(match["w"]), scales(match, "w"), zero_points(match, "w")
+    name, factor = match["w"].name, values.dtype.type(1 << doublings)
+    match.tensors["w"] = graph.constant(f"{name}_refined", values * factor)
+    match.tensors["w_scale"] = graph.constant(f"{name}_refined_scale", scale / np.float32(factor))
+    match.tensors["w_zero_point"] = graph.constant(f"{name}_refined_zero_point", zero_point * factor)
 
 
 def clipped(build: Build) -> Build:
@@ -159,13 +176,14 @@ def build_linear_float(match: Match, graph: Graph, context: Context) -> None:
 def build_linear_integer(match: Match, graph: Graph, context: Context) -> None:
     """QGemm with a bias, QLinearMatMul without."""
     layer = match.nodes["layer"]
-    x, w, y = parameters(match, graph, "x"), weights(match, graph), parameters(match, graph, "y")
+    x, y = parameters(match, graph, "x"), parameters(match, graph, "y")
     if layer.op == "MatMul" and "add" not in match.nodes:
-        inputs = [match["x"], *x, *w, *y]
+        inputs = [match["x"], *x, *weights(match, graph), *y]
         graph.add("QLinearMatMul", inputs, [match.output], name=layer.name)
         return
     transposed = int(layer.attrs.get("transB", 0))
-    gemm = [match["x"], *x, *w, integer_bias(match, graph), *y]
+    refine(match, graph)
+    gemm = [match["x"], *x, *weights(match, graph), integer_bias(match, graph), *y]
     graph.add("QGemm", gemm, [match.output], name=layer.name, domain=MICROSOFT, transB=transposed)
 
 
