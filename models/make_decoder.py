@@ -238,7 +238,7 @@ class Decoder(nn.Module):
         """int64 [batch, sequence] -> logits [batch, sequence, vocabulary]."""
         x = self.model["embed_tokens"](input_ids)
         turned = angles(input_ids.shape[1])
-        for layer in self.model["layers"]:
+        for layer in self.model["layers"].children():
             x = layer(x, turned)
         return self.model["norm"](x) @ self.model["embed_tokens"].weight.T
 

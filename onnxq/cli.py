@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxq import __version__, flags
+from onnxq import __version__, finetune_command, flags, wishes
 from onnxq.errors import RecipeError
+from onnxq.reporting import check_outputs, report, told, write_plan
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from onnxq.calibration.collect import Progress
     from onnxq.proof import Proof
     from onnxq.recipe import Contract
-    from onnxq.result import Result
 
 CPU = "CPUExecutionProvider"
 
@@ -64,6 +58,7 @@ def optimize(
     percent: flags.Percent = None,
     least_sqnr: flags.LeastSqnr = None,
     activations: flags.Activations = None,
+    activation_bits: flags.ActivationBits = None,
     symmetric: flags.Symmetric = None,
     weights: flags.Weights = None,
     per_channel: flags.PerChannel = None,
@@ -106,28 +101,28 @@ def optimize(
     from onnxq.plan import read_plan
 
     limits = {"metric": metric, "max_drop": max_drop, "min_speedup": min_speedup, "max_size": max_size}
-    blocks = {"method": method, "fit": fit, "block_size": flags.block_size_of(block_size), "bits": bits}
-    wishes: dict[str, Any] = {
+    blocks = {"method": method, "fit": fit, "block_size": wishes.block_size_of(block_size), "bits": bits}
+    asked: dict[str, Any] = {
         "target": target,
         "format": format,
         "least_sqnr": least_sqnr,
         "balance": balance,
-        "activation": {"format": activations, "range": range_rule, "percent": percent},
+        "activation": {"format": activations, "range": range_rule, "percent": percent, "bits": activation_bits},
         "weight": {"format": weights, "per_channel": per_channel, **blocks},
         "contract": limits,
         "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},
     }
-    wishes["weight" if recipe in flags.WEIGHT_ONLY else "activation"]["symmetric"] = symmetric
-    if plan is not None and (recipe is not None or flags.given(wishes)):
+    asked["weight" if recipe in wishes.WEIGHT_ONLY else "activation"]["symmetric"] = symmetric
+    if plan is not None and (recipe is not None or wishes.given(asked)):
         raise RecipeError("--plan brings its own recipe. Leave out --recipe and its flags, or edit the plan.")
-    if not check and (flags.given(limits) or keep_best is not None):
+    if not check and (wishes.given(limits) or keep_best is not None):
         raise RecipeError("--no-validate leaves nothing to judge a contract by. Leave it out, or the contract.")
-    memo = flags.memo_of(cache, no_cache)
-    chosen = flags.make_wish(recipe, wishes)
+    memo = wishes.memo_of(cache, no_cache)
+    chosen = wishes.make_wish(recipe, asked)
     followed = None if plan is None else read_plan(plan)
     for written in (output, save_plan, keep_best):
-        flags.keep_apart(written, data=data, validation=validation, recipe=recipe, plan=plan)
-    _check_outputs(model, {"--output": output, "--save-plan": save_plan, "--keep-best": keep_best})
+        wishes.keep_apart(written, data=data, validation=validation, recipe=recipe, plan=plan)
+    check_outputs(model, {"--output": output, "--save-plan": save_plan, "--keep-best": keep_best})
     with told(quiet) as progress:
         result = api.optimize(
             model,
@@ -142,7 +137,7 @@ def optimize(
                 threads=threads,
                 batch=batch,
                 seconds=seconds,
-                memory=flags.bytes_of(memory),
+                memory=wishes.bytes_of(memory),
                 check=check,
                 force=force,
                 keep_best=keep_best,
@@ -155,40 +150,14 @@ def optimize(
                 progress=progress,
             ),
         )
-    result = _save_plan(result, save_plan)
+    result = write_plan(result, save_plan)
     contract = (followed.recipe if followed else chosen).contract
     shown = result.model_copy(update={"plan": result.plan.brief()}) if result.plan else result
     report(shown, lambda: diagnosis_table.below(tables.result(model, result, contract), result), as_json, quiet)
     return 1 if result.status == "rejected" else 0
 
 
-def _check_outputs(model: Path, places: Mapping[str, Path | None]) -> None:
-    """Find out before the work whether everything beside the model can be written, each to a file of its own."""
-    from onnxq.modelfile import check_output
-
-    named: dict[Path, str] = {}
-    for flag, place in places.items():
-        if place is None:
-            continue
-        if flag != "--output":  # which the API checks, once it has read the model
-            check_output(model, place)
-        if place.resolve() in named:
-            raise RecipeError(f"{flag} and {named[place.resolve()]} both name '{place}'. Name two files.")
-        named[place.resolve()] = flag
-
-
-def _save_plan(result: Result, place: Path | None) -> Result:
-    """Write the plan in one step, also of a rejected model: it is there to be edited."""
-    if place is None:
-        return result
-    if result.plan is None:
-        note = f"There was nothing to decide, so no plan was written to '{place}'."
-        return result.model_copy(update={"warnings": [*result.warnings, note]})
-    from onnxq.modelfile import replacing
-
-    with replacing(place) as file:
-        file.write_text(result.plan.to_json(), encoding="utf-8")
-    return result
+app.command()(finetune_command.finetune)
 
 
 @app.command()
@@ -209,11 +178,11 @@ def calibrate(
     from onnxq import api, tables
     from onnxq.options import Options
 
-    wishes = {"target": target, "nodes": {pattern: {"quantize": False} for pattern in keep_float or []}}
-    chosen = flags.make_wish(recipe, wishes)
-    flags.keep_apart(output, data=data, recipe=recipe)
+    asked = {"target": target, "nodes": {pattern: {"quantize": False} for pattern in keep_float or []}}
+    chosen = wishes.make_wish(recipe, asked)
+    wishes.keep_apart(output, data=data, recipe=recipe)
     with told(quiet) as progress:
-        options = Options(samples=samples, threads=threads, memory=flags.bytes_of(memory), progress=progress)
+        options = Options(samples=samples, threads=threads, memory=wishes.bytes_of(memory), progress=progress)
         found = api.calibrate(model, output, data=data, recipe=chosen, options=options)
     report(found, lambda: tables.calibration(found), as_json, quiet)
     return 0
@@ -252,7 +221,7 @@ def validate(
     from onnxq import api, tables
     from onnxq.options import Options
 
-    contract = flags.make_wish(None, {"contract": {"metric": metric, "max_drop": max_drop, "min_speedup": 0}}).contract
+    contract = wishes.make_wish(None, {"contract": {"metric": metric, "max_drop": max_drop, "min_speedup": 0}}).contract
     with told(quiet) as progress:
         options = Options(
             threads=threads,
@@ -348,7 +317,7 @@ def explain(
     from onnxq.options import Options
 
     with told(quiet) as progress:
-        options = Options(threads=threads, memory=flags.bytes_of(memory), progress=progress)
+        options = Options(threads=threads, memory=wishes.bytes_of(memory), progress=progress)
         found = api.explain(reference, candidate, data=data, top=top, samples=samples, options=options)
     report(found, lambda: diagnosis_table.diagnosis(candidate.name, found, top), as_json, quiet)
     return 0
@@ -396,27 +365,3 @@ def passes(as_json: flags.AsJson = False, quiet: flags.Quiet = False) -> int:
 
 def _names(providers: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in providers.split(",") if name.strip())
-
-
-@contextmanager
-def told(quiet: bool) -> Iterator[Progress]:
-    """Progress on standard error, where somebody sits in front of it."""
-    from onnxq.tables import Bars
-
-    bars = Bars(silent=quiet)
-    try:
-        yield bars
-    finally:
-        bars.close()
-
-
-def report(document: Any, table: Callable[[], RenderableType], as_json: bool, quiet: bool) -> None:
-    """The result as JSON, as tables for a person, or both on two channels."""
-    from pydantic_core import to_json
-
-    from onnxq.tables import console
-
-    if as_json:  # NaN and infinity become null: JSON knows neither
-        print(to_json(document, indent=1, inf_nan_mode="null").decode())
-    if not quiet:
-        console(stderr=as_json).print(table())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
+from onnxq.errors import RecipeError
 from onnxq.plan import Record
-from onnxq.recipe import Settings
+from onnxq.recipe import Settings, explain
 
 
 class Curriculum(Settings):
@@ -91,3 +92,11 @@ class Lesson(Record):
     def after(self) -> float:
         """The loss of what was taken."""
         return min(look.loss for look in self.looks)
+
+
+def make_curriculum(**values: Any) -> Curriculum:
+    """A curriculum of what was given; None stands for what was not. Raises RecipeError that names the key."""
+    try:
+        return Curriculum.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise RecipeError(explain(error, "curriculum")) from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from onnxq.tables import _decibels, _percent, _plural, _sheet, _table, _title
+from onnxq.tables import _decibels, _percent, _plural, _table, _title, sheet
 
 if TYPE_CHECKING:
     from onnxq.diagnosis.findings import Diagnosis, Finding
@@ -47,7 +47,7 @@ def diagnosis(name: str, found: Diagnosis, top: int) -> RenderableType:
         ("Data", f"{found.data}; noise on the first {found.samples}"),
     ]
     rows += [("Note", Text(note, style="yellow", overflow="fold")) for note in found.notes]
-    return Group(head, "", _rows(found.findings[: max(top, MOST_ROWS)]), "", _sheet(rows))
+    return Group(head, "", _rows(found.findings[: max(top, MOST_ROWS)]), "", sheet(rows))
 
 
 def _rows(findings: list[Finding]) -> RenderableType:

@@ -12,8 +12,9 @@ from onnxq.build import Build, Nothing
 from onnxq.calibration.data import Data, DataSource, open_data
 from onnxq.curriculum import Curriculum, Lesson
 from onnxq.delivery import Delivery, attempt, give_up
-from onnxq.errors import ModelError, RecipeError
+from onnxq.errors import DataError, ModelError, RecipeError
 from onnxq.graph import Graph
+from onnxq.imagined import imagined
 from onnxq.inspection import has_scales
 from onnxq.intake import as_file, at_most, named, split, target_of
 from onnxq.metric import check
@@ -25,6 +26,9 @@ from onnxq.recipe import WEIGHT_ONLY, Mode, Recipe
 from onnxq.result import Result
 from onnxq.shelf import shelf_beside
 
+TEXTS = 256
+"""Texts that a language model writes for itself to learn from."""
+
 TRAINED: tuple[Mode, ...] = ("static-int8", *WEIGHT_ONLY)
 """What has scales that can be learned: those of dynamic activations are found on each run."""
 
@@ -33,7 +37,7 @@ def finetune(
     model: Source,
     output: Path | str | None = None,
     *,
-    data: DataSource,
+    data: DataSource | None = None,
     validation: DataSource | None = None,
     recipe: Recipe | None = None,
     plan: Plan | None = None,
@@ -46,7 +50,8 @@ def finetune(
     Args:
         model: a float model: a path, the bytes of a model, or a `ModelProto`.
         output: where to write; None is `NAME.int8.onnx` beside the model, and no file where the model has no path.
-        data: what to calibrate on and to learn from; a part is held back for validation.
+        data: what to calibrate on and to learn from; a part is held back for validation. None: text that a small
+            language model writes itself.
         validation: data for validation alone; then all of `data` may be learned from.
         recipe: what to build; `auto` is static-int8.
         plan: decisions of an earlier run, perhaps edited.
@@ -75,9 +80,9 @@ def finetune(
     target, kept = target_of(model, output, wanted), None if checkpoint is None else Path(checkpoint)
     if kept is not None:
         check_output(model, kept)
-    feeds = open_data(data, source.interface().inputs)
     build = Build(source.copy(), wanted, wanted.mode, progress=options.progress, threads=options.threads)
     with as_file(model, source) as reference, named(model), shelf_beside(None, "") as build.shelf:
+        feeds = open_data(data, source.interface().inputs) if data is not None else _own_text(reference, options)
         learned, held = split(feeds, len(feeds), wanted.mode, build)
         if validation is not None:
             learned, held = feeds, open_data(validation, source.interface().inputs)
@@ -98,6 +103,14 @@ def finetune(
         result, _ = attempt(build, _from_floats(first), start, delivery)
     extra = {"lesson": build.lesson, "untrained": before.proof, "calibrated": len(build.calibration)}
     return result.model_copy(update=extra)
+
+
+def _own_text(model: Path, options: Options) -> Data:
+    """Text by the model itself. Raises DataError where it writes none."""
+    found = imagined(runtime.Session(model, threads=options.threads), options.progress, TEXTS)
+    if found is None:
+        raise DataError("Training needs data, and only a causal language model writes some itself. Give --data.")
+    return found
 
 
 def _teacher(learned: Data, curriculum: Curriculum, checkpoint: Path | None) -> Callable[[Build, Graph], Lesson]:

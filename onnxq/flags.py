@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-from onnxq import quantities
-from onnxq.errors import OutputError, RecipeError
-
-if TYPE_CHECKING:
-    from onnxq.memo import Memo
-    from onnxq.recipe import Recipe
-
-MODES = ("auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8", "weight-int4", "fp16")
-"""What `--recipe` takes by name; anything else is a file."""
-
-WEIGHT_ONLY = ("weight-int8", "weight-int4")
-"""Those that store weights in blocks."""
 
 SOURCE = "SOURCE"
 DATA, RECIPE, CONTRACT, PROOF, RESULT = "Data", "Recipe", "Contract", "Proof", "Result"  # the panels of --help
@@ -245,7 +230,18 @@ Bits = Annotated[
         "--bits",
         metavar="B",
         rich_help_panel=RECIPE,
-        help="Of weights on average, like 4.5: the layers that need it most get 8 bits, the others 4.",
+        help="Of weights in blocks on average, like 4.5: the layers that need it most get 8 bits, the others 4. Of "
+        "weights of static-int8: 2 to 8.",
+        show_default=False,
+    ),
+]
+ActivationBits = Annotated[
+    int | None,
+    typer.Option(
+        "--activation-bits",
+        metavar="B",
+        rich_help_panel=RECIPE,
+        help="Of activations of static-int8, 2 to 8; fewer than 8 run on 8-bit kernels, and are no faster.",
         show_default=False,
     ),
 ]
@@ -509,83 +505,3 @@ AsJson = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=RESULT, help="No tables and no progress.")]
-
-
-def bytes_of(size: str | None) -> int | None:
-    """What `--memory` asks for, in bytes. Raises RecipeError."""
-    try:
-        return None if size is None else quantities.bytes_of(size)
-    except ValueError as error:
-        raise RecipeError(f"--memory {error}") from None
-
-
-def memo_of(folder: Path | None, forgetful: bool) -> Memo:
-    """What `--cache` and `--no-cache` ask for. Raises RecipeError where both were given."""
-    from onnxq.memo import Memo, default_folder
-
-    if folder is not None and forgetful:
-        raise RecipeError("--cache and --no-cache contradict each other. Give one of them.")
-    return Memo(None if forgetful else folder or default_folder())
-
-
-def keep_apart(output: Path | None, **inputs: Path | str | None) -> None:
-    """Refuse to write over what a command reads. Raises OutputError."""
-    if output is None or not output.exists():
-        return
-    for flag, path in inputs.items():
-        if path is not None and Path(path).exists() and os.path.samefile(output, path):
-            raise OutputError(f"The output '{output}' is what --{flag} reads. Name another file.")
-
-
-def make_wish(name: str | None, flags: Mapping[str, Any]) -> Recipe:
-    """The recipe of a name or a file, with the flags that were given on top of it.
-
-    Args:
-        name: a mode, or the path of a TOML file; None is `auto`.
-        flags: as a recipe is nested; None stands for a flag that was not given.
-
-    Raises:
-        RecipeError: there is no such mode or file, or a value is unknown.
-    """
-    from onnxq.recipe import make_recipe, read_recipe
-
-    if name is None or name in MODES:
-        base: dict[str, Any] = {} if name is None else {"mode": name}
-    elif Path(name).suffix != ".toml" and not Path(name).exists():
-        raise RecipeError(f"There is no recipe '{name}'. Known are {', '.join(MODES)}; a file ends in .toml.")
-    else:
-        base = read_recipe(Path(name)).model_dump(exclude_unset=True)
-    recipe = make_recipe(_merged(base, given(flags)))
-    if recipe.mode not in WEIGHT_ONLY:
-        asked = flags.get("weight", {})
-        for flag in [flag for flag in ("method", "fit", "block_size", "bits") if asked.get(flag) is not None]:
-            raise RecipeError(
-                f"--{flag.replace('_', '-')} has no effect on {recipe.mode}. Add --recipe {' or '.join(WEIGHT_ONLY)}."
-            )
-    rules = {recipe.activation.range, *(wish.range for wish in recipe.nodes.values())}
-    if flags.get("activation", {}).get("percent") is not None and not rules & {"percentile", "auto"}:
-        raise RecipeError(f"--percent has no effect on --range {recipe.activation.range}. Add --range percentile.")
-    return recipe
-
-
-def block_size_of(text: str | None) -> int | str | None:
-    """A number where it is one; what else is allowed, the recipe knows."""
-    return int(text) if text is not None and text.isdigit() else text
-
-
-def given(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given."""
-    nested = {key: given(value) if isinstance(value, Mapping) else value for key, value in flags.items()}
-    return {key: value for key, value in nested.items() if value is not None and value != {}}
-
-
-def _merged(base: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags over the base. Patterns of flags come first: the first that matches decides."""
-    found = dict(base)
-    for key, value in flags.items():
-        below = found.get(key, {})
-        if key == "nodes":
-            found[key] = {**value, **{name: wish for name, wish in below.items() if name not in value}}
-        else:
-            found[key] = _merged(below, value) if isinstance(value, Mapping) else value
-    return found

@@ -23,7 +23,7 @@ from onnxq.runtime import Session
 Array = np.ndarray[Any, Any]
 
 TEXTS = 16
-"""Written side by side."""
+"""Enough to calibrate with; written side by side."""
 
 LENGTH = 256
 """Tokens of each."""
@@ -31,25 +31,25 @@ LENGTH = 256
 SEED = 0
 
 
-def imagined(session: Session, progress: Progress = silent) -> Data | None:
+def imagined(session: Session, progress: Progress = silent, texts: int = TEXTS) -> Data | None:
     """Texts by the model itself, as data for it; None where it is no language model, or takes other inputs."""
     try:
         roles = find_roles(session.inputs, session.outputs)
-        tokens = _written(session, roles, progress)
+        tokens = _written(session, roles, progress, texts)
     except (RecipeError, DataError):
         return None
     return open_data(list(_feeds(roles, tokens, 1)), session.inputs)
 
 
-def _written(session: Session, roles: Roles, progress: Progress) -> Array:
+def _written(session: Session, roles: Roles, progress: Progress, texts: int) -> Array:
     """Tokens (texts, length). Every text begins with a token drawn at random."""
     if roles.length is not None or roles.rows != 1:
         raise RecipeError("A model that fixes its lengths writes no text here.")
     check_causal(session, [0, 0])
     random = np.random.default_rng(SEED)
-    tokens = np.zeros((TEXTS, 1), np.int64)
+    tokens = np.zeros((1, 1), np.int64)
     vocabulary = _scores(session, roles, tokens).shape[1]
-    tokens = random.integers(0, vocabulary, (TEXTS, 1))
+    tokens = random.integers(0, vocabulary, (texts, 1))
     for place in range(1, LENGTH):
         likely = _scores(session, roles, tokens).astype(np.float64)
         # argmax(score + Gumbel noise) draws each token as likely as softmax(score) has it

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from onnxq.tables import _sheet, _table, _title
+from onnxq.tables import _table, _title, sheet
 
 if TYPE_CHECKING:
     from onnxq.continuation import Continuations
@@ -26,7 +26,7 @@ def evaluations(model: Path, found: Sequence[Evaluation]) -> RenderableType:
         table.add_row(one.provider, f"{one.value:.6g}", error, str(one.samples), number, f"{one.seconds:.3g}")
     output = f"output '{found[0].output}'" if found[0].output else "all outputs"
     rows: list[tuple[str, RenderableType]] = [("Measured on", output), ("Data", found[0].data)]
-    return Group(_title(model.name), "", table, "", _sheet(rows))
+    return Group(_title(model.name), "", table, "", sheet(rows))
 
 
 def continuations(found: Continuations) -> RenderableType:
@@ -45,7 +45,7 @@ def continuations(found: Continuations) -> RenderableType:
         ("Quantized", _written(found.candidate_text, other.tokens)),
         ("", Text(f"{_difference(found)}.", style="" if found.first_difference is None else "yellow", overflow="fold")),
     ]
-    return Group(table, "", _sheet(rows))
+    return Group(table, "", sheet(rows))
 
 
 def _rate(per_second: float | None) -> str:

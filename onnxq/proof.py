@@ -155,14 +155,15 @@ def integer_forms(graph: Graph) -> dict[str, tuple[str, Array, Array]]:
     """For float tensors that the graph holds as integers: {name in the float model: (tensor, scale, zero point)}."""
     forms: dict[str, tuple[str, Array, Array]] = {}
     for node in graph.nodes:
-        if node.op not in OUTPUT_PARAMETERS:
+        maker = node.inputs[0].inputs[0] if node.op == "Clip" and node.inputs[0].inputs else node  # of few bits
+        if maker.op not in OUTPUT_PARAMETERS:
             continue
-        scale, zero_point = OUTPUT_PARAMETERS[node.op]
+        scale, zero_point = OUTPUT_PARAMETERS[maker.op]
         name = node.outputs[0].name
         base = next((name.removesuffix(s) for s in QUANTIZED_SUFFIXES if name.endswith(s)), None)
         try:
             if base is not None:
-                forms[base] = (name, weight(node.inputs[scale]), weight(node.inputs[zero_point]))
+                forms[base] = (name, weight(maker.inputs[scale]), weight(maker.inputs[zero_point]))
         except (TypeError, IndexError):  # not constant, or left out: nothing to compare with
             continue
     return forms

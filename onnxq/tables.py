@@ -85,15 +85,17 @@ class Bars:
         self._task = ""
 
     def __call__(self, task: str, done: int, total: int) -> None:
-        """Take in how far a task is."""
+        """Take in how far a task is; what follows its name and a colon is shown beside it."""
         if self._silent:
             return
-        if self._bar is None or task != self._task:
+        name, _, said = task.partition(": ")
+        if self._bar is None or name != self._task:
             self.close()
-            self._task, self._bar = task, _bar(self._console, in_bytes=task == BYTES)
-            self._bar.add_task(task, total=total)
+            self._task, self._bar = name, _bar(self._console, in_bytes=name == BYTES)
+            self._bar.add_task(name, total=total)
             self._bar.start()
-        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+        described = f"{name}, {said}" if said else name
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=described)
         if done >= total:
             self.close()
 
@@ -160,7 +162,7 @@ def _table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def _sheet(rows: Sequence[tuple[str, RenderableType]]) -> Table:
+def sheet(rows: Sequence[tuple[str, RenderableType]]) -> Table:
     """Labels on the left, anything on the right."""
     sheet = Table.grid(padding=(0, 2))
     sheet.add_column(style="bold", no_wrap=True)
@@ -333,7 +335,7 @@ def result(model: Path, found: Result, contract: Contract) -> RenderableType:
     rows += [("Best kept", Text(found.kept, overflow="fold"))] if found.kept else []
     rows += [("Frontier", Text(_where(found), overflow="fold"))] if found.frontier else []
     rows.append(("File", _file(found)))
-    return Group(*parts, _sheet(rows))
+    return Group(*parts, sheet(rows))
 
 
 def _data(found: Result) -> str:
@@ -358,7 +360,7 @@ def proofs(
         rows = [*_score(proof, contract), *_proof_rows(proof), ("Data", proof.data)]
         head = _title(f"{candidate.name} on {_conditions(proof)}")
         parts += [head, "", _before_and_after(proof), "", _accuracy(proof.outputs), "", *_texts(proof.generation)]
-        parts += [_sheet(rows), ""]
+        parts += [sheet(rows), ""]
     if not wanting:
         return Group(*parts, _title("Passed.", "bold green"))
     return Group(*parts, *(_title(reason, "bold red") for reason in wanting))
@@ -371,7 +373,7 @@ def calibration(found: Mapping[str, Any]) -> RenderableType:
         *(("Warning", f"'{name}' was NaN or infinite {n} times") for name, n in found["non_finite"].items()),
         ("File", found["output"]),
     ]
-    return _sheet(rows)
+    return sheet(rows)
 
 
 def summary(model: Path, found: Summary) -> RenderableType:
@@ -390,7 +392,7 @@ def summary(model: Path, found: Summary) -> RenderableType:
         ("Operators", _counts(found.operators, 30)),
         ("Format", written),
     ]
-    return Group(_title(model.name), _sheet(rows), "", _kinds(found))
+    return Group(_title(model.name), sheet(rows), "", _kinds(found))
 
 
 def _kinds(found: Summary) -> Table:
@@ -413,7 +415,7 @@ def timings(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     for row in rows:
         figures = (_time(row["milliseconds"]), f"{row['speedup']:.2f}x", str(row["threads"]), str(row["batch"]))
         table.add_row(row["model"], row["provider"], *figures)
-    kernels = _sheet([(row["model"], _counts(row["kernels"], MOST_KERNELS)) for row in rows])
+    kernels = sheet([(row["model"], _counts(row["kernels"], MOST_KERNELS)) for row in rows])
     return Group(table, "", kernels)
 
 

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from rich.console import Console
 
-from onnxq import api, flags, recipe, tables
+from onnxq import api, recipe, tables, wishes
 from onnxq.inspection import Summary
 from onnxq.passes import PIPELINES
 from onnxq.proof import FloatNode, Proof
@@ -69,7 +69,7 @@ def test_help_names_every_choice(onnxq: Command) -> None:
     said = " ".join(onnxq("optimize", "--help").out.replace("│", " ").split())
     for choices in (recipe.RangeRule, recipe.ActivationFormat, recipe.WeightFormat, recipe.GraphFormat, recipe.Mode):
         assert all(choice in said for choice in get_args(choices))
-    assert get_args(recipe.Mode) == flags.MODES
+    assert get_args(recipe.Mode) == wishes.MODES
 
 
 def test_the_script_that_an_installation_makes() -> None:
@@ -225,7 +225,7 @@ def test_nothing_is_remembered_outside_of_the_tests() -> None:
 def test_contract_flags_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text('[contract]\nmetric = "kl"\nmax_drop = "2%"\n')
-    wish = flags.make_wish(str(file), {"contract": {"metric": None, "max_drop": "3%", "max_size": "30%"}})
+    wish = wishes.make_wish(str(file), {"contract": {"metric": None, "max_drop": "3%", "max_size": "30%"}})
     assert wish.contract == recipe.Contract(metric="kl", max_drop=0.03, max_size="30%")
 
 
@@ -296,7 +296,7 @@ def test_flags_override_the_file(onnxq: Command, model: Path, data: Path, tmp_pa
 def test_a_pattern_of_the_flags_goes_before_those_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text("[nodes.a]\nper_channel = false\n[nodes.b]\nper_channel = false\n")
-    wish = flags.make_wish(str(file), {"nodes": {"b": {"quantize": False}}})
+    wish = wishes.make_wish(str(file), {"nodes": {"b": {"quantize": False}}})
     assert list(wish.nodes) == ["b", "a"]
     assert not wish.override("b", "Conv").quantize
 
@@ -304,7 +304,7 @@ def test_a_pattern_of_the_flags_goes_before_those_of_the_file(tmp_path: Path) ->
 def test_a_file_keeps_what_no_flag_says(tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text("[weight]\nblock_size = 64\nper_channel = false\n")
-    wish = flags.make_wish(str(file), {"weight": {"format": "uint8", "per_channel": None}})
+    wish = wishes.make_wish(str(file), {"weight": {"format": "uint8", "per_channel": None}})
     assert wish.weight == recipe.Weight(block_size=64, per_channel=False, format="uint8")
 
 
@@ -321,7 +321,7 @@ def test_a_file_keeps_what_no_flag_says(tmp_path: Path) -> None:
     ],
 )
 def test_memory_sizes(size: str, count: int) -> None:
-    assert flags.bytes_of(size) == count
+    assert wishes.bytes_of(size) == count
 
 
 # plans and statistics
