@@ -76,6 +76,7 @@ ELEMENTWISE = [
     case("Clip", 11, X, s(-0.5), s(0.5)),
     case("Clip", 13, X, None, s(0.5)),
     case("Clip", 13, X),
+    case("Clip", 13, X, s(0.5), s(-0.5)),
     case("Clip", 12, WHOLE, np.array(-2), np.array(3)),
     case("Div", 14, np.array([-7, 7, -7], np.int32), np.array([2, -2, -2], np.int32)),
     case("Elu", 7, X, alpha=0.3),
@@ -209,6 +210,7 @@ REDUCTIONS = [
     case("ReduceMean", 13, np.array([[5, 2], [-4, -3]], np.int32), axes=[1]),
     case("ReduceSum", 13, X, i(0, 2), keepdims=0),
     case("ReduceL2", 18, s(-2.0)),
+    case("ReduceL2", 13, WHOLE.astype(np.int32), axes=[0]),
 ]
 
 FILTER, SEPARATE = f(5, 4, 3, 2), f(8, 1, 3, 3)
@@ -258,6 +260,7 @@ POOLS = [
         ceil_mode=1,
         count_include_pad=1,
     ),
+    *(case(op, 19, f(1, 1, 4, 4), kernel_shape=[2, 2], strides=[5, 5], pads=[1] * 4, ceil_mode=1) for op in POOLED[:2]),
     case("MaxPool", 12, PICTURE, kernel_shape=[2, 2], dilations=[2, 3]),
     case("MaxPool", 12, PICTURE, kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[2, 1], outputs=2),
     case("LpPool", 18, PICTURE, kernel_shape=[2, 2], p=3),

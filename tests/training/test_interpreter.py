@@ -180,6 +180,14 @@ def test_half_precision_runs() -> None:
     assert difference(expected, found) < 5e-3
 
 
+def test_a_constant_of_text_is_missing() -> None:
+    node = helper.make_node("Constant", [], ["c"], "text", value_string="a")
+    info = helper.make_tensor_value_info("c", TensorProto.STRING, [])
+    graph = from_model(helper.make_model(helper.make_graph([node], "g", [], [info])))
+    with pytest.raises(UnsupportedModel, match=r"missing there: Constant \(node 'text'\)"):
+        Interpreter(graph)
+
+
 MISSING = """(float[2,3] x) => (float[2,3] y) {
     [noise] a = RandomNormalLike(x)
     [more] b = RandomNormalLike(a)

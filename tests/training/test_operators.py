@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from onnxq.errors import UnsupportedModel
 from onnxq.graph import Graph, from_model, to_model
 from onnxq.runtime import Session
-from tests.training.operator_cases import CASES, CHANNELS, PICTURE, Array, Case, X, case, f, layer, s, u
+from tests.training.operator_cases import CASES, CHANNELS, PICTURE, Array, Case, X, case, f, i, layer, s, u
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch")
 
@@ -93,7 +93,31 @@ def test_swish_is_x_times_its_sigmoid() -> None:
     assert torch.allclose(result, x * torch.sigmoid(2 * x))
 
 
+def test_bounds_of_clip_can_be_trained() -> None:
+    x = torch.from_numpy(f(40))
+    low, high = (torch.tensor(value, requires_grad=True) for value in (-0.5, 0.7))
+    result = OPERATORS["Clip"](Call((x, low, high), {}, 13, 1))
+    assert isinstance(result, torch.Tensor)
+    result.sum().backward()
+    assert (low.grad, high.grad) == ((x < -0.5).sum(), (x > 0.7).sum())
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_a_batch_that_comes_first_is_the_same_layer(op: str) -> None:
+    """ONNX Runtime has no such kernel."""
+    gates, names = {"LSTM": (4, 2), "GRU": (3, 1), "RNN": (1, 1)}[op]
+    x, w, r = (torch.from_numpy(f(*shape)) for shape in ((5, 3, 2), (2, 4 * gates, 2), (2, 4 * gates, 4)))
+    states = [torch.from_numpy(f(2, 3, 4)) for _ in range(names)]
+    attributes = {"hidden_size": 4, "direction": "bidirectional"}
+    y, *last = OPERATORS[op](Call((x, w, r, None, None, *states), attributes, 14, 1 + names))
+    turned = (x.transpose(0, 1), w, r, None, None, *(state.transpose(0, 1) for state in states))
+    y_turned, *last_turned = OPERATORS[op](Call(turned, {**attributes, "layout": 1}, 14, 1 + names))
+    assert torch.equal(y.permute(2, 0, 1, 3), y_turned)
+    assert all(torch.equal(one.transpose(0, 1), other) for one, other in zip(last, last_turned, strict=True))
+
+
 REFUSED = [
+    (case("Attention", 24, PICTURE, PICTURE, PICTURE, None, None, None, i(7, 7)), "lengths of padded caches"),
     (case("Resize", 18, PICTURE, None, s([1, 1, 0.5, 0.5]), mode="linear", antialias=1), "antialias"),
     (
         case("Resize", 11, PICTURE, f(8), s([1, 1, 2, 2]), coordinate_transformation_mode="tf_crop_and_resize"),

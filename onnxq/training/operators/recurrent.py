@@ -154,7 +154,6 @@ def recurrent(cell: Cell) -> Operator:
         x = call.data().to(layers[0].weight.device)
         x = x.transpose(0, 1) if batch_first else x
         states = [_first(call.at(index), x, layers) for index in cell.states]
-        states = [state.transpose(0, 1) if batch_first and state.shape[0] == x.shape[1] else state for state in states]
         ways = _ways(call, x.shape[0])
         done = [_run(cell, layer, x, tuple(state[d] for state in states), ways[d]) for d, layer in enumerate(layers)]
         y = torch.stack([outputs for outputs, _ in done], 1)
@@ -167,8 +166,9 @@ def recurrent(cell: Cell) -> Operator:
 
 
 def _first(given: Tensor | None, x: Tensor, layers: Sequence[Direction]) -> Tensor:
-    hidden = layers[0].recurrence.shape[-1]
-    return x.new_zeros(len(layers), x.shape[1], hidden) if given is None else given.to(x.device)
+    if given is None:
+        return x.new_zeros(len(layers), x.shape[1], layers[0].recurrence.shape[-1])
+    return (given.transpose(0, 1) if layers[0].call.get("layout", 0) else given).to(x.device)
 
 
 def _ways(call: Call, steps: int) -> list[range]:
