@@ -14,6 +14,7 @@ from onnxq.blockwise import Work
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
 from onnxq.channels import Factors, check_balance, divided
+from onnxq.contract import CLEARLY_SLOWER
 from onnxq.curriculum import Lesson
 from onnxq.errors import RecipeError, UnsupportedModel
 from onnxq.graph import Graph, is_constant, skeleton, upgrade
@@ -271,6 +272,9 @@ def fold_existing(build: Build) -> None:
         raise Nothing("The model already holds Q/DQ, and CUDA has no integer kernels for it. Give the float model.")
     if build.recipe.format == "qdq":
         raise Nothing("The model already holds Q/DQ, and --format qdq asks for nothing else.")
+    if "min_speedup" not in build.recipe.contract.model_fields_set:  # the runtime folds Q/DQ as well: a tie is no loss
+        contract = build.recipe.contract.model_copy(update={"min_speedup": CLEARLY_SLOWER})
+        build.recipe = build.recipe.model_copy(update={"contract": contract})
     with build.stage("fold"):
         check_scales(build.graph)  # before the runtime, which says less
         typed(build.graph)

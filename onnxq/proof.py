@@ -26,6 +26,7 @@ from onnxq.numerics.metrics import sqnr_db
 from onnxq.plan import Record
 from onnxq.recipe import Contract
 from onnxq.runtime import CPU, Feeds, Session, interleave, loaded_memory
+from onnxq.spec import has_qdq
 
 Array = np.ndarray[Any, Any]
 
@@ -86,6 +87,8 @@ class Proof(Record):
         kernel_microseconds: time by operator in one run.
         on_cpu: how many of each operator the CPU took, where another provider was asked for.
         copies: how often a tensor went from one to the other.
+        reference: what it was compared with: the `float` model, or one that brought its `Q/DQ` along; figures called
+            float are of that one.
         float_nodes: operators that stayed in float, and why.
         size: bytes of the quantized model on disk, external data included.
         size_float: the same for the float model; 0 where it is not in a file.
@@ -121,6 +124,7 @@ class Proof(Record):
     generation: Continuations | None = None
     on_cpu: dict[str, int] = {}
     copies: int = 0
+    reference: str = "float"
 
     @property
     def cosine(self) -> float:
@@ -292,4 +296,5 @@ def prove(
         score=score,
         on_cpu=on_cpu,
         copies=copies,
+        reference="Q/DQ" if has_qdq(reference[1]) else "float",
     )

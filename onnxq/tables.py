@@ -177,7 +177,7 @@ def _title(text: str, style: str = "bold") -> Text:
 
 
 def _before_and_after(proof: Proof) -> Table:
-    table = _table("", "float", "quantized", "")
+    table = _table("", proof.reference, "quantized", "")
     if proof.size_float:
         table.add_row("Size", size_of(proof.size_float), size_of(proof.size), _percent(proof.size / proof.size_float))
     change = f"{proof.speedup:.2f}x as fast"

@@ -319,6 +319,8 @@ def test_folds(name: str, folded: Any) -> None:
     before = form.graph()
     result, after = folded(before)
     assert result.status == "optimized"
+    assert result.proof is not None
+    assert result.proof.reference == "Q/DQ"
     assert dequantized_weights(after) == []
     assert not set(ops(after)) & set(form.gone), ops(after)
     assert ops(after).count("QuantizeLinear") == 1
