@@ -33,7 +33,7 @@ class Curriculum(Settings):
     method: Literal["lsq", "blocks"] = "lsq"
     steps: int = Field(default=1000, ge=1)
     batch: int = Field(default=32, ge=1)
-    rate: float = Field(default=0.02, gt=0, le=1)
+    rate: float = Field(default=0.03, gt=0, le=1)
     loss: str = "distill"
     features: tuple[str, ...] = ()
     mix: bool | None = None
@@ -63,7 +63,7 @@ class Lesson(Record):
 
     Attributes:
         samples: that were learned from.
-        held: that told how good it was.
+        held: that told how good it was; the same ones for `blocks`.
         parameters: numbers that were trained.
         fidelity: the largest relative difference of the float model in PyTorch to that in ONNX Runtime.
         device: where it was trained.
@@ -91,7 +91,7 @@ class Lesson(Record):
     @property
     def after(self) -> float:
         """The loss of what was taken."""
-        return min(look.loss for look in self.looks)
+        return next(look.loss for look in self.looks if look.step == self.best)
 
 
 def make_curriculum(**values: Any) -> Curriculum:

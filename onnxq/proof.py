@@ -17,6 +17,7 @@ from onnxq.calibration.data import Data, mask_of
 from onnxq.channels import Factors
 from onnxq.comparison import Comparison, OutputProof, batch_size, paired
 from onnxq.continuation import Continuations
+from onnxq.fake_quant import brings_scales
 from onnxq.graph import Graph, to_model, weight
 from onnxq.kernels import by_operator, elsewhere, profile
 from onnxq.metric import Meter, Score, resolve
@@ -26,7 +27,6 @@ from onnxq.numerics.metrics import sqnr_db
 from onnxq.plan import Record
 from onnxq.recipe import Contract
 from onnxq.runtime import CPU, Feeds, Session, interleave, loaded_memory
-from onnxq.spec import has_qdq
 
 Array = np.ndarray[Any, Any]
 
@@ -296,5 +296,5 @@ def prove(
         score=score,
         on_cpu=on_cpu,
         copies=copies,
-        reference="Q/DQ" if has_qdq(reference[1]) else "float",
+        reference="Q/DQ" if brings_scales(reference[1]) else "float",
     )

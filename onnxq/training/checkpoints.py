@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from onnxq.curriculum import Look
 from onnxq.errors import RecipeError
 from onnxq.modelfile import replacing
-from onnxq.training.simulation import Simulation
-
-State = tuple[int, list[Look], dict[str, Tensor] | None]
-"""Steps that are done, what was seen on the way, and the best state of the student."""
+from onnxq.training.exam import Exam
 
 
 @dataclass(frozen=True)
@@ -31,37 +27,42 @@ class Checkpoint:
     file: Path | None
     run: str
 
-    def save(self, student: Simulation, optimizer: torch.optim.Optimizer, state: State) -> None:
-        """Keep the state, in place of what was kept before."""
+    def save(self, exam: Exam, optimizer: torch.optim.Optimizer | None, done: int) -> None:
+        """Keep the state after so many steps, in place of what was kept before."""
         if self.file is None:
             return
-        done, looks, best = state
         content = {
             "run": self.run,
             "done": done,
-            "looks": [(look.step, look.loss) for look in looks],
-            "best": best,
-            "student": student.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "looks": [(look.step, look.loss) for look in exam.looks],
+            "best": exam.best,
+            "student": exam.student.state_dict(),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
             "chance": torch.get_rng_state(),
         }
         with replacing(self.file) as file:
             torch.save(content, file)
 
-    def load(self, student: Simulation, optimizer: torch.optim.Optimizer) -> State | None:
-        """Take up the state that was kept; None where there is none. Raises RecipeError where it is of another run."""
+    def load(self, exam: Exam, optimizer: torch.optim.Optimizer | None) -> int:
+        """Take up the state that was kept, if there is one; how many steps are done.
+
+        Raises:
+            RecipeError: it is of another run, or nothing of ours.
+        """
         if self.file is None or not self.file.exists():
-            return None
+            return 0
         content = self._read(self.file)
         if content.get("run") != self.run:
             raise RecipeError(
                 f"Checkpoint '{self.file}' is of another model, data or curriculum. Name another file, or delete it."
             )
-        student.load_state_dict(content["student"])
-        optimizer.load_state_dict(content["optimizer"])
+        exam.student.load_state_dict(content["student"])
+        if optimizer is not None:
+            optimizer.load_state_dict(content["optimizer"])
         torch.set_rng_state(content["chance"])
-        looks = [Look(step=step, loss=loss) for step, loss in content["looks"]]
-        return content["done"], looks, content["best"]
+        exam.looks = [Look(step=step, loss=loss) for step, loss in content["looks"]]
+        exam.best = content["best"]
+        return int(content["done"])
 
     @staticmethod
     def _read(file: Path) -> dict[str, Any]:

@@ -143,6 +143,11 @@ class Quantizer(nn.Module):
             return parameter.repeat_interleave(grid.block, grid.axis).narrow(grid.axis, 0, shape[grid.axis])
         return parameter.reshape([-1 if i == grid.axis % len(shape) else 1 for i in range(len(shape))])
 
+    def along_all(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales and zero points as they are, so that they broadcast to a tensor."""
+        with torch.no_grad():
+            return self.along(self.scale(), x.shape), self.along(self.zero(), x.shape)
+
     def forward(self, x: Tensor) -> Tensor:
         """The tensor on the grid."""
         form = self.grid.form

@@ -17,12 +17,16 @@ from onnxq.calibration.data import Data
 from onnxq.curriculum import Curriculum, Lesson
 from onnxq.errors import RecipeError
 from onnxq.graph import Graph
+from onnxq.layers import LAYERS
 from onnxq.memo import canonical
-from onnxq.plan import Plan
+from onnxq.plan import Plan, Treatment
 from onnxq.recipe import WEIGHT_ONLY
 from onnxq.study import fingerprint
 from onnxq.training import blocked, qdq
+from onnxq.training.batches import channels_last
+from onnxq.training.blocks import Reconstruction, find_blocks
 from onnxq.training.checkpoints import Checkpoint
+from onnxq.training.exam import Exam
 from onnxq.training.fidelity import check_fidelity
 from onnxq.training.interpreter import Interpreter
 from onnxq.training.losses import find_loss
@@ -61,36 +65,40 @@ class Teaching:
         with seeded(curriculum.seed, curriculum.threads):
             teacher = Interpreter(exact)
             fidelity = check_fidelity(exact, teacher, self.data.sample(0), build.threads)
+            teacher.constants.update({name: channels_last(values) for name, values in teacher.constants.items()})
             student, put_back = _student(build, exact)
-            trainer = Trainer(
+            exam = Exam(
                 student.to(device),
                 teacher.to(device).eval(),
-                (learned, held),
-                curriculum,
+                held,
+                curriculum.batch,
                 loss,
                 [tensor.name for tensor in exact.outputs if tensor.dtype in (np.float32, np.float16)],
                 _features(exact, student, curriculum.features),
                 device,
-                Checkpoint(self.checkpoint, self._run(build.plan)),
-                build.progress,
             )
-            looks, stopped = trainer.run()
+            asked = exam, learned, curriculum, Checkpoint(self.checkpoint, self._run(build.plan)), build.progress
+            if curriculum.method == "blocks":
+                best, stopped = Reconstruction(*asked).run(find_blocks(exact, _trained(build.plan))), ""
+            else:
+                best, stopped = Trainer(*asked).run()
             put_back()
-        best = min(looks, key=lambda look: look.loss)
         return Lesson(
             samples=len(learned),
             held=len(held),
             parameters=sum(values.numel() for values in student.parameters() if values.requires_grad),
             fidelity=fidelity,
             device=str(device),
-            looks=looks,
-            best=best.step,
+            looks=exam.looks,
+            best=best,
             stopped=stopped,
             seconds=round(time.perf_counter() - start, 1),
         )
 
     def _split(self) -> tuple[Data, Data]:
-        """What is learned from, and what tells how good it is."""
+        """What is learned from, and what tells how good it is: the same for blocks, which are trained to the end."""
+        if self.curriculum.method == "blocks":
+            return self.data, self.data
         held = max(1, round(self.curriculum.hold * len(self.data)))
         if len(self.data) < 2:
             raise RecipeError(f"{self.data.description}: training needs 2 samples at least. Give more data.")
@@ -116,6 +124,11 @@ def _student(build: Build, exact: Graph) -> tuple[Simulation, Callable[[], None]
         build.plan = _with_grids(plan, parts)
 
     return student, put_back
+
+
+def _trained(plan: Plan) -> set[str]:
+    """The nodes whose weights are trained."""
+    return {name for name, node in plan.nodes.items() if node.op in LAYERS and node.treatment is not Treatment.FLOAT}
 
 
 def _with_grids(plan: Plan, parts: qdq.Blueprint) -> Plan:

@@ -60,10 +60,14 @@ def distill(scene: Scene) -> Tensor:
 
 
 def lost(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Divergence of what is predicted where an output scores classes; the share of the signal for all others."""
+    """Noise over signal; where an output scores classes, the divergence of what is predicted too."""
     if not looks_like_classes(target):
         return unlike(output, target, mask)
-    output, target = counted(output, mask), counted(target, mask)
+    return unlike(output, target, mask) + divergence(counted(output, mask), counted(target, mask))
+
+
+def divergence(output: Tensor, target: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from what the float model predicts to what the rounded one does, in nats."""
     if is_distribution(target):
         return functional.kl_div(torch.log(output.clamp_min(SMALLEST)), target, reduction="sum") / _rows(target)
     ours, theirs = functional.log_softmax(output, -1), functional.log_softmax(target, -1)

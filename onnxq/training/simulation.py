@@ -10,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from onnxq.graph import Array, Graph
+from onnxq.training.batches import channels_last
 from onnxq.training.fake_quant import Grid, Quantizer
 from onnxq.training.interpreter import Interpreter
+
+LOWEST, HIGHEST = -0.1, 1.1
+"""Where the share of a step that is added ends before it is cut off, so that it reaches 0 and 1."""
+
+
+def share_up(upward: Tensor) -> Tensor:
+    """From a number to the share of a step that is added to the one below: AdaRound's rectified sigmoid."""
+    return (torch.sigmoid(upward) * (HIGHEST - LOWEST) + LOWEST).clamp(0, 1)
 
 
 class Weight(nn.Module):
@@ -20,17 +29,44 @@ class Weight(nn.Module):
     Attributes:
         values: the floats.
         quantizer: the grid.
+        upward: where it only rounds up or down, what decides about that; None otherwise.
     """
 
     def __init__(self, values: Array, grid: Grid) -> None:
         super().__init__()
-        self.values = nn.Parameter(torch.from_numpy(np.array(values, np.float32)))
+        self.values = nn.Parameter(channels_last(torch.from_numpy(np.array(values, np.float32))))
         self.quantizer = Quantizer(grid)
+        self.upward: nn.Parameter | None = None
 
     def forward(self, *_: Any) -> Tensor:
         """The weight as its layer will see it."""
+        if self.upward is not None:
+            return self._between(share_up(self.upward))
         rounded: Tensor = self.quantizer(self.values)
         return rounded
+
+    def soften(self) -> None:
+        """From here on, each number lies between the step below and the step above, beginning where it is."""
+        scale, _ = self.quantizer.along_all(self.values)
+        with torch.no_grad():
+            steps = self.values / scale
+            share = (steps - torch.floor(steps)).clamp(0.01, 0.99)
+            reached = (share - LOWEST) / (HIGHEST - LOWEST)
+            self.upward = nn.Parameter(torch.log(reached / (1 - reached)))
+
+    def harden(self) -> None:
+        """Settle on the step below or above."""
+        assert self.upward is not None
+        with torch.no_grad():
+            settled = self._between((self.upward >= 0).float())
+            self.values.copy_(settled)
+        self.upward = None
+
+    def _between(self, share: Tensor) -> Tensor:
+        scale, zero = self.quantizer.along_all(self.values)
+        form = self.quantizer.grid.form
+        steps = torch.floor(self.values.detach() / scale) + share
+        return torch.clamp(steps, form.qmin - zero, form.qmax - zero) * scale
 
     @property
     def step(self) -> float:

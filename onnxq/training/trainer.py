@@ -6,21 +6,20 @@ Weights move by shares of the step of their grid, whatever its width: one rate f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
-from onnxq.curriculum import Curriculum, Look
-from onnxq.training.batches import Batch, batches, blended, endless, may_blend
+from onnxq.curriculum import Curriculum
+from onnxq.training.batches import Batch, blended, endless, may_blend
 from onnxq.training.checkpoints import Checkpoint
-from onnxq.training.interpreter import Interpreter
-from onnxq.training.losses import Loss, Scene
+from onnxq.training.exam import Exam
 from onnxq.training.simulation import Simulation
 
 LOOKS = 20
@@ -29,7 +28,7 @@ LOOKS = 20
 WARM = 0.05
 """The share of the steps in which the rate rises."""
 
-SCALES = 0.1
+SCALES = 0.5
 """How fast scales move beside weights, in shares of themselves."""
 
 BIASES = 0.05
@@ -77,108 +76,62 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trainer:
     """One run.
 
     Attributes:
-        student: what learns.
-        teacher: the float model.
-        data: to learn from, and to tell how good it is.
+        exam: what learns, and what tells how good it is.
+        data: to learn from.
         curriculum: how.
-        loss: what is made small.
-        outputs: those of the model that count.
-        features: inner tensors that count too.
-        device: where.
         checkpoint: where the state is kept.
         progress: told what is going on.
     """
 
-    student: Simulation
-    teacher: Interpreter
-    data: tuple[Data, Data]
+    exam: Exam
+    data: Data
     curriculum: Curriculum
-    loss: Loss
-    outputs: Sequence[str]
-    features: Sequence[str]
-    device: torch.device
     checkpoint: Checkpoint
     progress: Progress = silent
-    looks: list[Look] = field(default_factory=list)
 
-    def run(self) -> tuple[list[Look], str]:
-        """Train, and leave the student in its best state; the losses on the way, and why it ended early."""
-        curriculum, student = self.curriculum, self.student
-        optimizer = torch.optim.Adam(groups(student, curriculum.rate), betas=FASTEST)
+    def run(self) -> tuple[int, str]:
+        """Train, and leave the student in its best state; the step that is of, and why it ended early, or nothing."""
+        curriculum, exam = self.curriculum, self.exam
+        optimizer = torch.optim.Adam(groups(exam.student, curriculum.rate), betas=FASTEST)
         rates = [group["lr"] for group in optimizer.param_groups]
-        generator = torch.Generator().manual_seed(curriculum.seed)
-        state = self.checkpoint.load(student, optimizer)
-        done, self.looks, best = (0, [], None) if state is None else state
-        blend = may_blend(self.data[0]) if curriculum.mix is None else curriculum.mix
-        every, stopped = max(1, math.ceil(curriculum.steps / LOOKS)), ""
-        if not self.looks:
-            best = self._look(0, best)
-        lessons = endless(self.data[0], curriculum.batch, self.device, generator)
-        for step, batch in zip(range(curriculum.steps), lessons, strict=False):
-            taken = blended(batch, generator) if blend else batch
+        done = self.checkpoint.load(exam, optimizer)
+        if not exam.looks:
+            exam.look(0)
+        every, stopped, broken = max(1, math.ceil(curriculum.steps / LOOKS)), "", False
+        for step, batch in enumerate(self._lessons()):
             if step < done:
                 continue  # what chance gave before comes again
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step, curriculum.steps)
-            lost = self._step(taken, optimizer)
+            lost = self._step(batch, optimizer)
             self.progress(f"train: loss {lost:.3g}", step + 1, curriculum.steps)
-            if not math.isfinite(lost):
+            if broken := not math.isfinite(lost):
                 stopped = f"The loss was not finite after {step + 1} steps; a lower rate may help."
                 break
             if (step + 1) % every == 0 or step + 1 == curriculum.steps:
-                best = self._look(step + 1, best)
-                self.checkpoint.save(student, optimizer, (step + 1, self.looks, best))
-                if self._tired():
+                exam.look(step + 1)
+                self.checkpoint.save(exam, optimizer, step + 1)
+                if exam.stands_still(curriculum.patience):
                     stopped = f"No progress in the last {curriculum.patience} looks."
                     break
-        assert best is not None
-        student.load_state_dict(best)
-        return self.looks, stopped
+        return exam.settle(broken), stopped
+
+    def _lessons(self) -> Iterator[Batch]:
+        """So many batches, blended where that is wanted."""
+        curriculum, generator = self.curriculum, torch.Generator().manual_seed(self.curriculum.seed)
+        blend = may_blend(self.data) if curriculum.mix is None else curriculum.mix
+        found = islice(endless(self.data, curriculum.batch, self.exam.device, generator), curriculum.steps)
+        return (blended(batch, generator) if blend else batch for batch in found)
 
     def _step(self, batch: Batch, optimizer: torch.optim.Optimizer) -> float:
-        self.student.train()
-        lost = self.loss(self._scene(batch))
+        self.exam.student.train()
+        lost = self.exam.lost(batch)
         optimizer.zero_grad()
         lost.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return float(lost.detach())
-
-    def _scene(self, batch: Batch) -> Scene:
-        wanted = [*self.outputs, *self.features]
-        with torch.no_grad():
-            aims = self.teacher(batch.feeds, wanted)
-        found = self.student(batch.feeds, wanted)
-        return Scene(
-            {name: found[name] for name in self.outputs},
-            {name: aims[name] for name in self.outputs},
-            {name: found[name] for name in self.features},
-            {name: aims[name] for name in self.features},
-            batch.feeds,
-            batch.labels,
-            batch.mask,
-        )
-
-    def _look(self, step: int, best: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """The loss on what was held back; the state of the student where it is the lowest so far."""
-        self.student.eval()
-        total, count = 0.0, 0
-        with torch.no_grad():
-            for batch in batches(self.data[1], self.curriculum.batch, self.device):
-                size = len(next(iter(batch.feeds.values())))
-                total, count = total + size * float(self.loss(self._scene(batch))), count + size
-        found = total / max(count, 1)
-        better = all(found < look.loss for look in self.looks)
-        self.looks.append(Look(step=step, loss=found))
-        if better or best is None:
-            return {name: values.detach().clone() for name, values in self.student.state_dict().items()}
-        return best
-
-    def _tired(self) -> bool:
-        """Whether there was no progress for too long."""
-        patience, least = self.curriculum.patience, min(look.loss for look in self.looks)
-        return 0 < patience < len(self.looks) and all(look.loss > least for look in self.looks[-patience:])

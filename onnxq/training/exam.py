@@ -1,0 +1,95 @@
+"""How good a student is: its loss on one batch, and on samples that are not learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from onnxq.calibration.data import Data
+from onnxq.curriculum import Look
+from onnxq.training.batches import Batch, batches
+from onnxq.training.interpreter import Interpreter
+from onnxq.training.losses import Loss, Scene
+from onnxq.training.simulation import Simulation
+
+State = dict[str, Tensor]
+
+CLEARLY_BETTER = 0.9
+"""Less than this share of a loss is no chance: few samples tell."""
+
+
+@dataclass
+class Exam:
+    """A student beside its teacher.
+
+    Attributes:
+        student: what learns.
+        teacher: the float model.
+        held: samples that are not learned from.
+        size: how many of them run at once.
+        loss: what is made small.
+        outputs: those of the model that count.
+        features: inner tensors that count too.
+        device: where both run.
+        looks: losses on what was held back.
+        best: the state of the student where that was lowest.
+    """
+
+    student: Simulation
+    teacher: Interpreter
+    held: Data
+    size: int
+    loss: Loss
+    outputs: Sequence[str]
+    features: Sequence[str]
+    device: torch.device
+    looks: list[Look] = field(default_factory=list)
+    best: State | None = None
+
+    def lost(self, batch: Batch) -> Tensor:
+        """The loss on a batch."""
+        wanted = [*self.outputs, *self.features]
+        with torch.no_grad():
+            aims = self.teacher(batch.feeds, wanted)
+        found = self.student(batch.feeds, wanted)
+        scene = Scene(
+            {name: found[name] for name in self.outputs},
+            {name: aims[name] for name in self.outputs},
+            {name: found[name] for name in self.features},
+            {name: aims[name] for name in self.features},
+            batch.feeds,
+            batch.labels,
+            batch.mask,
+        )
+        return self.loss(scene)
+
+    def look(self, step: int) -> None:
+        """Take the loss on what was held back, and remember the state where it is the lowest so far."""
+        self.student.eval()
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in batches(self.held, self.size, self.device):
+                size = len(next(iter(batch.feeds.values())))
+                total, count = total + size * float(self.lost(batch)), count + size
+        found = total / max(count, 1)
+        if all(not look.loss <= found for look in self.looks):
+            self.best = {name: values.detach().clone() for name, values in self.student.state_dict().items()}
+        self.looks.append(Look(step=step, loss=found))
+
+    def settle(self, broken: bool = False) -> int:
+        """Keep the last state, unless an earlier one was clearly better, or the last is broken; the step it is of."""
+        first = min(self.looks, key=lambda look: look.loss)
+        last = self.looks[-1]
+        if not broken and not first.loss < CLEARLY_BETTER * last.loss:
+            return last.step
+        assert self.best is not None
+        self.student.load_state_dict(self.best)
+        return first.step
+
+    def stands_still(self, patience: int) -> bool:
+        """Whether so many looks in a row brought no progress."""
+        least = min(look.loss for look in self.looks)
+        return 0 < patience < len(self.looks) and all(look.loss > least for look in self.looks[-patience:])
