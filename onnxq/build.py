@@ -23,7 +23,7 @@ from onnxq.half_weights import half_already, half_weights
 from onnxq.inner import inner_names, inner_plans
 from onnxq.layers import LAYERS
 from onnxq.lookups import stored_lookups
-from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, QUANTIZE, SETTLE
+from onnxq.passes import BALANCE, FASTER, FIND, FOLD, NORMALIZE, QUANTIZE, SETTLE
 from onnxq.pipeline import Context, Outcome, Pass, run
 from onnxq.placement import Placement, embeddings, needed_opset, place, place_linear
 from onnxq.plan import Plan, Treatment
@@ -275,10 +275,11 @@ def fold_existing(build: Build) -> None:
     if "min_speedup" not in build.recipe.contract.model_fields_set:  # the runtime folds Q/DQ as well: a tie is no loss
         contract = build.recipe.contract.model_copy(update={"min_speedup": CLEARLY_SLOWER})
         build.recipe = build.recipe.model_copy(update={"contract": contract})
+    build.mode = "static-int8"
     with build.stage("fold"):
         check_scales(build.graph)  # before the runtime, which says less
         typed(build.graph)
-        build.apply(NORMALIZE, frozenset())
+        build.apply((*FIND, *NORMALIZE), frozenset())
         check_scales(build.graph)  # and those that were made by constant expressions
         typed(build.graph)
         build.apply((*SETTLE, *FOLD), GIVEN | {Fact.QDQ})

@@ -28,6 +28,7 @@ from onnxq.build import (
 from onnxq.calibration.collect import Seen, Statistics, collect, load_statistics, non_finite
 from onnxq.calibration.data import Data
 from onnxq.decision import Range, decide
+from onnxq.fake_quant import brings_scales
 from onnxq.graph import Graph
 from onnxq.half_planning import place_halves
 from onnxq.mixed import mixed_plans
@@ -46,7 +47,6 @@ from onnxq.search.refine import LOUDEST, refined_ranges
 from onnxq.search.rewrites import fires, keeps_named, worth_it
 from onnxq.search.rounding import choose_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
-from onnxq.spec import has_qdq
 from onnxq.study import Study, by_rule, fingerprint
 from onnxq.version import __version__
 from onnxq.weight_plans import weight_plans
@@ -75,7 +75,7 @@ def plan_model(
     reason = already_quantized(build.graph)
     if reason is not None:
         raise Nothing(reason)
-    if has_qdq(build.graph):
+    if brings_scales(build.graph):
         fold_existing(build)
         return []
     if plan is not None:

@@ -9,6 +9,7 @@ if __name__ != "onnxq.passes":
 
 from onnxq.passes.balance import Balance
 from onnxq.passes.bound_masks import BoundMasks
+from onnxq.passes.find_fake_quant import FindFakeQuant
 from onnxq.passes.fold_constants import FoldConstants
 from onnxq.passes.fold_focus import FoldFocus
 from onnxq.passes.fold_integer import FoldInteger
@@ -29,11 +30,13 @@ from onnxq.passes.quantize_bodies import QuantizeBodies
 from onnxq.passes.quantize_dynamic import QuantizeDynamic
 from onnxq.passes.quantize_embeddings import QuantizeEmbeddings
 from onnxq.passes.quantize_weights import QuantizeWeights
+from onnxq.passes.regain_weights import RegainWeights
 from onnxq.passes.remove_identity import RemoveIdentity
 from onnxq.passes.restore_weights import RestoreWeights
 from onnxq.passes.scale_weights import ScaleWeights
 from onnxq.passes.settle_qdq import SettleQdq
 from onnxq.passes.settle_shapes import SettleShapes
+from onnxq.passes.standard_qdq import StandardQdq
 from onnxq.passes.sum_residuals import SumResiduals
 from onnxq.passes.turn_weights import TurnWeights
 from onnxq.passes.unsigned_activations import UnsignedActivations
@@ -73,8 +76,12 @@ QUANTIZE: tuple[Pass, ...] = (
 )
 """Write the plan into the graph; each pass takes the nodes of its own treatment."""
 
+FIND: tuple[Pass, ...] = (StandardQdq(), FindFakeQuant())
+"""What a model goes through that was trained with quantization, before it is normalized: weights stay integers."""
+
 SETTLE: tuple[Pass, ...] = (
     TurnWeights(),
+    RegainWeights(),
     ScaleWeights(),  # after that: it wants DequantizeLinear right before the layer
     SettleQdq(),
 )
@@ -96,8 +103,9 @@ PIPELINES = {
     "faster": FASTER,
     "balance": BALANCE,
     "quantize": QUANTIZE,
+    "find": FIND,
     "settle": SETTLE,
     "fold": FOLD,
 }
 
-__all__ = ["BALANCE", "FASTER", "FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE", "SETTLE"]
+__all__ = ["BALANCE", "FASTER", "FIND", "FOLD", "NORMALIZE", "PIPELINES", "QUANTIZE", "SETTLE"]

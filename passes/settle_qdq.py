@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxq.graph import MICROSOFT, Graph, Node, Tensor, is_constant
+from onnxq.graph import Graph, Node, Tensor, is_constant
 from onnxq.islands import dq, moves_integers, pads_integers, parameters, q, same_scale, scales, zero_points
 from onnxq.layers import clip_limits, only_reader
 from onnxq.numerics.affine import representable
@@ -42,7 +42,6 @@ class SettleQdq:
         Concat(DQ(x), DQ(y))    =>  DQ(Concat(x, y)), all alike
         Q(Transpose(Conv))      =>  Transpose(Q(Conv))            the layer finds its Q
         Relu(Transpose(Conv))   =>  Transpose(Relu(Conv))
-        com.microsoft.Q/DQ      =>  Q/DQ, for 8 bits
 
     Leaves alone what has a scale for each channel or more than 8 bits, and what would change a bit of the result.
     """
@@ -65,20 +64,6 @@ class SettleQdq:
                     left[found.node] = found
             graph.tidy()
         yield from left.values()
-
-
-def standard(graph: Graph, node: Node, context: Context) -> Change | None:
-    """com.microsoft.QuantizeLinear(x)  =>  QuantizeLinear(x), for 8 bits."""
-    if node.domain != MICROSOFT or node.op not in ("QuantizeLinear", "DequantizeLinear"):
-        return None
-    types = {t.dtype.name for t in (*node.inputs, *node.outputs) if t.name and t.dtype is not None}
-    wide = {name for name in types if "int" in name} - EIGHT_BITS - {"int32"}
-    if wide:
-        return Change(node.name, node.op, "", f"It holds {min(wide)}, for which there are no integer kernels here.")
-    if node.inputs[1].shape not in ((), (1,)) and ("axis" not in node.attrs or graph.opset < 13):
-        return Change(node.name, node.op, "", "A scale for each channel takes an axis, and opset 13.")
-    node.domain = None
-    return Change(node.name, node.op, node.op, "For 8 bits the standard operator is the same.")
 
 
 def pair(graph: Graph, node: Node, context: Context) -> Change | None:
@@ -193,7 +178,7 @@ def activate_first(graph: Graph, node: Node, context: Context) -> Change | None:
 
 
 Step = Callable[[Graph, Node, Context], Change | None]
-STEPS: tuple[Step, ...] = (standard, pair, activation, move, join, quantize_first, activate_first)
+STEPS: tuple[Step, ...] = (pair, activation, move, join, quantize_first, activate_first)
 
 
 def _dequantized(node: Node, index: int = 0) -> Match | None:

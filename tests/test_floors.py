@@ -84,6 +84,7 @@ FLOORS = {
     "onnxq.calibration.statistics": 1,
     "onnxq.calibration.text": 1,
     "onnxq.emit": 1,
+    "onnxq.fake_quant": 1,
     "onnxq.graph": 1,
     "onnxq.half_nodes": 1,
     "onnxq.half_planning": 3,

@@ -24,7 +24,7 @@ from onnxq.half_nodes import half_nodes
 from onnxq.half_weights import half_weights
 from onnxq.inner import inner_plans
 from onnxq.modelfile import load
-from onnxq.passes import BALANCE, FASTER, FOLD, NORMALIZE, PIPELINES, QUANTIZE, SETTLE
+from onnxq.passes import BALANCE, FASTER, FIND, FOLD, NORMALIZE, PIPELINES, QUANTIZE, SETTLE
 from onnxq.pipeline import Close, Context, Exact, Lossy, Pass, Within, run
 from onnxq.placement import embeddings, place, place_linear
 from onnxq.plan import BalancePlan, Plan, Treatment
@@ -273,7 +273,7 @@ def stage(sample: str, name: str) -> tuple[Graph, Context]:
     treatments = {"QuantizeDynamic": Treatment.DYNAMIC}
     treatments |= dict.fromkeys(("QuantizeWeights", "QuantizeBodies"), Treatment.WEIGHT)
     treatment = treatments.get(name, Treatment.STATIC)
-    if PASSES[name] in NORMALIZE:
+    if PASSES[name] in (*FIND, *NORMALIZE):
         return raw(sample), Context(CPU)
     if PASSES[name] in (*FASTER, *BALANCE):
         return normal(sample), Context(CPU, balanced(sample))
@@ -403,7 +403,16 @@ def test_every_pass_has_something_to_do() -> None:
     # these wait for float layers among integers, as other tools leave them: test_restore_weights, test_keep_float
     others = {"RestoreWeights", "KeepFloat"}
     # and these for the Q/DQ of others, and for fewer than 8 bits: each has tests of its own, and test_trained_elsewhere
-    others |= {"TurnWeights", "ScaleWeights", "SettleQdq", "MergeClips", "PackWeights"}
+    others |= {
+        "StandardQdq",
+        "FindFakeQuant",
+        "RegainWeights",
+        "TurnWeights",
+        "ScaleWeights",
+        "SettleQdq",
+        "MergeClips",
+        "PackWeights",
+    }
     assert idle <= others
 
 

@@ -6,6 +6,7 @@ Brevitas (QCDQ), NNCF and ModelOpt.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,8 +249,37 @@ def stored_integers() -> Weights:
 
 
 def microsoft(text: str) -> str:
-    return text.replace("QuantizeLinear", "com.microsoft.QuantizeLinear").replace(
-        "DequantizeLinear", "com.microsoft.DequantizeLinear"
+    """The same in the operators of another domain."""
+    return re.sub("(De|)([qQ]uantizeLinear)", r"com.microsoft.\1\2", text)
+
+
+def spelled(name: str, to: str, scale: str, low: str, high: str) -> str:
+    """Fake quantization in float operators, as PyTorch exports a module of one's own."""
+    return (
+        f"{to}_1 = Div({name}, {scale}) {to}_2 = Clip({to}_1, {low}, {high}) {to}_3 = Round({to}_2) "
+        f"{to} = Mul({to}_3, {scale})\n"
+    )
+
+
+LSQ = (
+    spelled("x", "x0", "x_s", "low", "top")
+    + spelled("w1", "w1_f", "w1_e", "low", "top")
+    + "c = Conv<pads=[1,1,1,1]>(x0, w1_f, b1) r = Relu(c)\n"
+    + spelled("r", "a", "a_s", "zero", "all")
+    + "d = Conv<pads=[1,1,1,1]>(a, w2, b2)\n"
+    + spelled("d", "y", "y_s", "low", "top")
+)
+
+
+def lsq() -> Weights:
+    """Learned scales; the exporter has folded the second weight into floats."""
+    found = weights(signed=True)
+    folded = np.clip(np.rint(W2 / found["w2_s"].reshape(-1, 1, 1, 1)), -127, 127) * found["w2_s"].reshape(-1, 1, 1, 1)
+    limits = {"low": -127, "top": 127, "zero": 0, "all": 255}
+    return (
+        found
+        | {"w2": folded.astype(np.float32), "w1_e": found["w1_s"].reshape(-1, 1, 1, 1)}
+        | {name: np.float32(value) for name, value in limits.items()}
     )
 
 
@@ -281,6 +311,8 @@ FORMS: dict[str, Form] = {
         step=0.2,
     ),
     "shared, and two pairs alike": Form(SHARED, weights(), step=0.25),
+    "modules of one's own, LSQ": Form(LSQ, lsq(), ("Conv", "Div", "Round", "Mul", "Relu"), rank=4),
+    "another domain": Form(microsoft(network()), weights()),
     "ModelOpt and NNCF, stored integers": Form(MODELOPT_RESIDUAL, stored_integers(), rank=4),
 }
 

@@ -126,12 +126,6 @@ SETTLED: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[str]]] = {
         {},
         ["Conv", "Relu", "QuantizeLinear", "MaxPool", "DequantizeLinear"],
     ),
-    "another domain": (
-        f"q = com.microsoft.QuantizeLinear(x, {ALIKE}) f = com.microsoft.DequantizeLinear(q, {ALIKE}) y = Flatten(f)",
-        {},
-        {"rank": 2},
-        ["QuantizeLinear", "Flatten", "DequantizeLinear"],
-    ),
 }
 
 
@@ -169,12 +163,6 @@ WIDE = {"s": np.float32(0.001), "z": np.int16(5), "t": np.float32(0.1)}
 KEPT: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "scales of channels": (EACH + "y = Relu(f)", CHANNELS, {}, ""),
     "16 bits": ("q = QuantizeLinear(x, s, z) f = DequantizeLinear(q, s, z) y = Relu(f)", WIDE, {"opset": 21}, ""),
-    "16 bits of another domain": (
-        "[op] q = com.microsoft.QuantizeLinear(x, s, z) f = com.microsoft.DequantizeLinear(q, s, z) y = Relu(f)",
-        WIDE,
-        {},
-        "It holds int16, for which there are no integer kernels here.",
-    ),
     "another scale behind": (
         into("x") + "[op] r_q = QuantizeLinear(x_f, other, x_zero) y = DequantizeLinear(r_q, other, x_zero)",
         {"other": np.float32(0.05)},
