@@ -142,25 +142,6 @@ def bias_fits(match: Match, graph: Graph, context: Context) -> str | None:
     return None
 
 
-def spare_bits(match: Match) -> int:
-    """How often the integers of a weight can be doubled, for a bias that is not in their units yet.
-
-    None for a weight that is stored in 4 bits, and none where the bias would overflow its 32.
-    """
-    floats, stored = float_bias(match), match.get("bias")
-    if floats is None or zero_points(match, "w").dtype != np.int8 or (stored is not None and stored.dtype == np.int32):
-        return 0
-    largest = max(int(np.abs(part.astype(np.int16)).max()) for part in (weight(match["w"]), zero_points(match, "w")))
-    doublings = max((127 // max(largest, 1)).bit_length() - 1, 0)
-    depth, scale = weight(match["w"]).size // floats.size, scales(match, "w")
-    while doublings:
-        finer = scale / np.float32(1 << doublings)
-        if not np.any(safe_weight_scale(floats, scales(match, "x"), finer, depth) > finer * np.float32(1.001)):
-            break
-        doublings -= 1
-    return doublings
-
-
 def saturates(match: Match, graph: Graph, context: Context) -> str | None:
     """The activation does no more than the ends of the output range do."""
     node = match.nodes.get("activation")

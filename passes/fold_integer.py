@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxq.graph import INT4, MICROSOFT, UINT4, Constant, Graph, Later, Tensor, weight
+from onnxq.graph import MICROSOFT, Graph, Node, Tensor, weight
 from onnxq.islands import (
     Made,
     bias_fits,
@@ -28,14 +28,13 @@ from onnxq.islands import (
     same_scale,
     saturates,
     scales,
-    spare_bits,
     two_axes,
     unsigned,
     zero_points,
 )
 from onnxq.layers import LAYERS, clip_limits
-from onnxq.nbits import widened
 from onnxq.numerics.formats import FORMATS
+from onnxq.operands import refine, weights
 from onnxq.pipeline import Context, Promise, Within
 from onnxq.rewrite import Around, Bind, Build, Change, Each, Either, Match, Missing, Op, Pattern, Rule, apply, maker
 from onnxq.spec import Fact
@@ -83,8 +82,15 @@ class FoldInteger:
         for node in [n for n in graph.nodes if n.name not in said and n.op in LAYERS]:
             if CONV.match(node.outputs[0]) is not None:
                 yield Change(node.name, node.op, "", "No QuantizeLinear stands behind it, which its kernel needs.")
-            elif dq("w").match(node.inputs[1]) is not None and maker(node.inputs[0], "DequantizeLinear") is None:
+            elif _stored_in_bytes(node) and maker(node.inputs[0], "DequantizeLinear") is None:
                 yield Change(node.name, node.op, "", "Only its weight is quantized: what it reads comes as floats.")
+
+
+def _stored_in_bytes(node: Node) -> bool:
+    """Whether a layer reads a weight of 8 bits through DequantizeLinear, without blocks, which have their own pass."""
+    match = dq("w").match(node.inputs[1])
+    blocks = match is None or match.nodes["w_dequantize"].attrs.get("block_size", 0)
+    return match is not None and not blocks and match["w"].dtype in (np.int8, np.uint8)
 
 
 BIAS = Either((dq("bias"), Bind("float_bias")))
@@ -111,21 +117,6 @@ def build_conv(match: Match, graph: Graph, context: Context) -> None:
     graph.add("QLinearConv", [*inputs, *([bias] if bias else [])], [match.output], name=layer.name, **layer.attrs)
 
 
-def refine(match: Match, graph: Graph) -> None:
-    """Few integers far apart, as many as they are: 8 steps of 0.4 are 128 of 0.025, and a bias is rounded to those.
-
-    w * scale = (w * 2^k) * (scale / 2^k)
-    """
-    doublings = spare_bits(match)
-    if not doublings:
-        return
-    values, scale, zero_point = weight(match["w"]), scales(match, "w"), zero_points(match, "w")
-    name, factor = match["w"].name, values.dtype.type(1 << doublings)
-    match.tensors["w"] = graph.constant(f"{name}_refined", values * factor)
-    match.tensors["w_scale"] = graph.constant(f"{name}_refined_scale", scale / np.float32(factor))
-    match.tensors["w_zero_point"] = graph.constant(f"{name}_refined_zero_point", zero_point * factor)
-
-
 def clipped(build: Build) -> Build:
     """An operator and the activation on its integers, for ranges that reach beyond the activation (symmetric ones)."""
 
@@ -141,20 +132,6 @@ def clipped(build: Build) -> Build:
         graph.add("Clip", [match.output, *bounds], [output], name=match.nodes["activation"].name)
 
     return build_both
-
-
-def weights(match: Match, graph: Graph, turned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """The weight of a layer in 8 bits, its scale and its zero point; turned: that of a linear layer as it multiplies.
-
-    [inputs, outputs]
-    """
-    values, (scale, zero_point) = match["w"], parameters(match, graph, "w")
-    if turned and match.nodes["layer"].attrs.get("transB", 0):
-        stored = np.ascontiguousarray(weight(values).T)
-        values = Constant(graph.fresh(f"{values.name}_transposed"), Later(stored.shape, stored.dtype, lambda: stored))
-    if zero_point.dtype in (INT4, UINT4):
-        values, zero_point = widened(graph, values, zero_point)
-    return values, scale, zero_point
 
 
 def build_linear_float(match: Match, graph: Graph, context: Context) -> None:

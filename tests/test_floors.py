@@ -66,6 +66,7 @@ FLOORS = {
     "onnxq.training.operators.*": 3,
     "onnxq.passes.*": 2,
     "onnxq.islands": 2,
+    "onnxq.operands": 2,
     "onnxq.pipeline": 2,
     "onnxq.axes": 1,
     "onnxq.bodies": 1,

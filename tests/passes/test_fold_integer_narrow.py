@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.graph import Graph
+from onnxq.graph import Graph, weight
 from onnxq.passes.fold_integer import FoldInteger
 from tests.onnx_text import apply, assert_same, assert_within, floats, grid, integers, into, listing, ops, out_of, read
 
@@ -116,3 +116,30 @@ def test_layer_without_a_quantizer_behind_it_says_so() -> None:
     (change,) = after.changes["FoldInteger"]
     assert (change.node, change.done) == ("conv", "")
     assert change.reason == "No QuantizeLinear stands behind it, which its kernel needs."
+
+
+@pytest.mark.parametrize(("top", "factor"), [(7, 16), (8, 8), (31, 4), (64, 1), (127, 1)])
+def test_few_integers_are_spread_so_that_a_bias_is_rounded_finely(top: int, factor: int) -> None:
+    numbers = np.random.default_rng(5).integers(-top, top + 1, (6, 4, 3, 3)).astype(np.int8)
+    numbers[0, 0, 0, 0] = top
+    body = into("x") + "w_f = DequantizeLinear(w, w_scale, w_zero) c = Conv(x_f, w_f, b) " + out_of("c")
+    parts = {"w": numbers, "w_scale": np.float32(0.5 / top), "w_zero": np.int8(0), "b": floats(6)}
+    y = grid("y", -8, 8)
+    before = read(f"(float[2,4,6,6] x) => (float[a,b,c,d] y) {{ {body} }}", grid("x", -3, 3) | parts | y)
+    after = apply(FoldInteger(), before)
+    (layer,) = [node for node in after.graph.nodes if node.op == "QLinearConv"]
+    np.testing.assert_array_equal(weight(layer.inputs[3]), numbers * np.int8(factor))
+    assert weight(layer.inputs[4]) == np.float32(0.5 / top) / np.float32(factor)
+    assert_within(before, after.graph, float(y["y_scale"]))
+
+
+def test_a_large_bias_leaves_no_room_to_spread() -> None:
+    body = into("x") + "w_f = DequantizeLinear(w, w_scale, w_zero) c = Conv(x_f, w_f, b) " + out_of("c")
+    parts = {"w": np.ones((6, 4, 3, 3), np.int8), "w_scale": np.float32(1e-6), "w_zero": np.int8(0)}
+    bias = {"b": np.full(6, 40, np.float32)}  # 1.7e9 of the accumulator's 2.1e9
+    before = read(
+        f"(float[2,4,6,6] x) => (float[a,b,c,d] y) {{ {body} }}", grid("x", -3, 3) | parts | bias | grid("y", 0, 60)
+    )
+    after = apply(FoldInteger(), before)
+    (layer,) = [node for node in after.graph.nodes if node.op == "QLinearConv"]
+    assert layer.inputs[3].name == "w"
