@@ -7,8 +7,8 @@
     dy/dzero_point = 0 inside, -scale outside
 
 Esser et al., Learned Step Size Quantization, arXiv:1902.08153; with zero points: Bhalgat et al., LSQ+,
-arXiv:2004.09576. Scales are held as logarithms: they stay above 0, and a step of the optimizer changes large and small
-ones by the same share.
+arXiv:2004.09576. Of scales the logarithm is learned by which they grew: they stay above 0, a step of the optimizer
+changes large and small ones by the same share, and what is not trained keeps its bits.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from torch import Tensor, nn
 
 from onnxq.numerics.affine import SMALLEST_SCALE
 from onnxq.numerics.formats import Format
+
+LARGEST_SCALE = float(np.finfo(np.float32).max) / 256
+"""A larger one makes infinities of 8-bit integers."""
+
+FARTHEST = 80.0
+"""How far the logarithm of a scale may move; e to that power is still a float."""
 
 
 class FakeQuantize(torch.autograd.Function):
@@ -46,7 +52,7 @@ class FakeQuantize(torch.autograd.Function):
         inside = cut == steps
         for_scale = for_zero = None
         if ctx.needs_input_grad[1]:
-            for_scale = _summed(gradient * (cut - exact * inside), scale)
+            for_scale = _summed(gradient * torch.where(inside, steps - exact, cut), scale)  # exact may be infinite
         if ctx.needs_input_grad[2]:
             for_zero = _summed(gradient * ~inside * -scale, zero_point)
         return gradient * inside, for_scale, for_zero, None, None
@@ -110,6 +116,7 @@ class Quantizer(nn.Module):
 
     Attributes:
         grid: where it began, and how its scales lie.
+        log_scale: the logarithm of what its scales were multiplied by since.
         steady: whether zero points stay: where 0 is the end of the range, or the middle.
         drop: the share of values that pass as they are in training (QDrop, arXiv:2203.05740).
     """
@@ -118,17 +125,18 @@ class Quantizer(nn.Module):
         super().__init__()
         self.grid, self.drop = grid, 0.0
         form = grid.form
-        scale, zero = np.asarray(grid.scale, np.float64), np.asarray(grid.zero_point, np.float32)
+        scale, zero = np.asarray(grid.scale, np.float32), np.asarray(grid.zero_point, np.float32)
         self.steady = bool(np.isin(zero, (form.qmin, form.qmax, form.middle)).all())
-        size = np.maximum(np.abs(scale), float(SMALLEST_SCALE))
-        self.log_scale = nn.Parameter(torch.from_numpy(np.asarray(np.log(size), np.float32)))
+        first = np.copysign(np.maximum(np.abs(scale), SMALLEST_SCALE), scale)
+        self.first: Tensor
+        self.register_buffer("first", torch.from_numpy(np.array(first)))
+        self.log_scale = nn.Parameter(torch.zeros_like(self.first))
         self.zero_point = nn.Parameter(torch.from_numpy(zero.copy()), requires_grad=not self.steady)
-        self.sign: Tensor
-        self.register_buffer("sign", torch.from_numpy(np.asarray(np.where(scale < 0, -1, 1), np.float32)))
 
     def scale(self) -> Tensor:
         """The scales, shaped as the graph holds them; those of blocks may be negative."""
-        return torch.exp(self.log_scale).clamp_min(float(SMALLEST_SCALE)) * self.sign
+        size = self.first.abs() * torch.exp(self.log_scale.clamp(-FARTHEST, FARTHEST))
+        return torch.copysign(size.clamp(float(SMALLEST_SCALE), LARGEST_SCALE), self.first)
 
     def zero(self) -> Tensor:
         """The zero points as whole numbers within the format, shaped likewise."""
