@@ -312,9 +312,8 @@ def test_inspect(model: Path, data: Path, tmp_path: Path) -> None:
 
 def test_passes_are_described() -> None:
     found = onnxq.describe_passes()
-    assert [p["stage"] for p in found] == sorted(
-        (p["stage"] for p in found), key=("normalize", "faster", "balance", "quantize", "fold").index
-    )
+    order = ("normalize", "faster", "balance", "quantize", "find", "settle", "fold")
+    assert [p["stage"] for p in found] == sorted((p["stage"] for p in found), key=order.index)
     assert all(step["does"].endswith(".") and step["promise"].endswith(")") for step in found)
 
 
