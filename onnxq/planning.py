@@ -47,6 +47,7 @@ from onnxq.search.refine import LOUDEST, refined_ranges
 from onnxq.search.rewrites import fires, keeps_named, worth_it
 from onnxq.search.rounding import choose_rounding
 from onnxq.search.sensitivity import RULE_SAMPLES, SAMPLES, worst_layers
+from onnxq.spec import has_qdq
 from onnxq.study import Study, by_rule, fingerprint
 from onnxq.version import __version__
 from onnxq.weight_plans import weight_plans
@@ -75,7 +76,7 @@ def plan_model(
     reason = already_quantized(build.graph)
     if reason is not None:
         raise Nothing(reason)
-    if brings_scales(build.graph):
+    if has_qdq(build.graph) or (not build.context.target.half and brings_scales(build.graph)):
         fold_existing(build)
         return []
     if plan is not None:

@@ -51,9 +51,10 @@ class MergeClips:
             name, (low, high), form = node.name, _reach(node.inputs[0]), _form(node)
             low, high = max(low, form.qmin), min(high, form.qmax)
             if limits[0] <= low and high <= limits[1]:
-                if graph.kept(node.outputs[0]) and not node.inputs[0].inputs:
+                source = node.inputs[0]
+                if graph.kept(node.outputs[0]) and (not source.inputs or graph.kept(source)):
                     continue
-                replace_output(graph, node, node.inputs[0])
+                replace_output(graph, node, source)
                 yield Change(name, "Clip", "nothing", f"What it reads lies in {low}..{high}.")
             elif (inner := _inner(graph, node)) is not None:
                 before = _limits(inner)

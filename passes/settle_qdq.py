@@ -93,6 +93,8 @@ def activation(graph: Graph, node: Node, context: Context) -> Change | None:
     form = FORMATS[zero_point.dtype.name]
     low, high = (float(end) for end in representable(scale, zero_point, form))
     if limits[0] <= low and limits[1] >= high:
+        if graph.kept(node.outputs[0]) and graph.kept(node.inputs[0]):
+            return None  # both names are promised
         replace_output(graph, node, node.inputs[0])
         return Change(name, node.op, "nothing", "The integers before it hold nothing else.")
     steps = np.rint(np.asarray(limits, np.float32) / scale)

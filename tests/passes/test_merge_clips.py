@@ -66,6 +66,10 @@ KEPT = {
         'c = Clip(q, eight, "") z = Cast<to=1>(c) o = Clip(c, low, high)',
         {"outputs": ", float[a,b,c,d] z"},
     ),
+    "both names are promised": (
+        "c = Clip(q, low, high) o = Clip(c, low, high)",
+        {"outputs": ", uint8[a,b,c,d] c, uint8[a,b,c,d] o"},
+    ),
     "limits found at run time": ("c = Clip(q, low, h) o = Clip(c, low, h)", {"inputs": ", uint8 h"}),
     "wider behind narrower, one open": ('c = Clip(q, eight, high) p = Pad(c, pads) o = Clip(p, eight, "")', {}),
 }

@@ -169,6 +169,12 @@ KEPT: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {},
         "Its input was quantized before with another scale, so it rounds again.",
     ),
+    "both names are promised": (
+        into("x") + "y = Relu(x_f)",
+        grid("x", 0, 3),
+        {"outputs": ", float[a,b,c,d] x_f"},
+        "",
+    ),
     "Relu between two scales": (
         into("x") + "r = Relu(x_f) r_q = QuantizeLinear(r, other, x_zero) y = DequantizeLinear(r_q, other, x_zero)",
         {"other": np.float32(0.05)},
