@@ -2,7 +2,7 @@
 
     DQ(Q(x, s, z), s, z)    =>    Quantizer(x)             and back: s and z as they were learned
     DQ(w', s, z)            =>    Quantizer(w)             and back: w', s and z
-    DQ(b': int32, ...)      =>    b                        and back: b' in units of its layer's two scales
+    DQ(b': int32, ...)      =>    b in whole units         and back: b' in units of its layer's two scales
 
 The graph keeps every node and every name, whoever wrote the Q/DQ.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,13 @@ from onnxq.training.simulation import Simulation, Weight
 MOVERS = frozenset(
     {
         "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand",
-        "DepthToSpace", "Split", "Identity", "Pad", "Resize",
+        "DepthToSpace", "Split", "Identity", "Resize",
     }
 )  # fmt: skip
 """Operators that may stand on integers, because they compute nothing."""
 
-JOINS = frozenset({"Concat", *MOVERS})
-"""Operators whose input and output may have to share a scale."""
+JOINS = frozenset({"Concat", "Pad", *MOVERS})
+"""Operators whose input and output may have to share a scale. Pad on integers fills with what the grid tells."""
 
 
 class Passing(nn.Module):
@@ -100,8 +101,8 @@ def constants_of(node: Node) -> tuple[Array, Array]:
     scale = weight(node.inputs[1])
     if len(node.inputs) > 2 and node.inputs[2].name:
         return scale, weight(node.inputs[2])
-    kind = np.uint8 if node.op == "QuantizeLinear" else node.inputs[0].dtype or np.uint8
-    return scale, np.zeros(scale.shape, kind)
+    integers = node.outputs[0] if node.op == "QuantizeLinear" else node.inputs[0]
+    return scale, np.zeros(scale.shape, integers.dtype or np.uint8)
 
 
 def find_sites(graph: Graph) -> list[Site]:
@@ -114,13 +115,13 @@ def find_sites(graph: Graph) -> list[Site]:
     for node in graph.nodes:
         if node.op != "QuantizeLinear" or node.domain or is_constant(node.inputs[0]):
             continue
-        site = _site(node)
-        twin = next((other for other in _before(node, found) if _same_grid(site, other)), None)
-        if twin is not None:
-            twin.quantizes += site.quantizes
-            twin.others += site.others
-            site = twin
-        found[node.outputs[0].name] = site
+        site = found[node.outputs[0].name] = _site(node)
+        for other in list(_before(node, found)):
+            if other is not site and _same_grid(site, other):
+                other.quantizes += site.quantizes
+                other.others += site.others
+                found.update({name: other for name, known in found.items() if known is site})
+                site = other
     return list({id(site): site for site in found.values()}.values())
 
 
@@ -148,7 +149,7 @@ def _cut(form: Format, clip: Node) -> Format:
     """The format of few bits that a Clip on integers leaves. Raises ModelError where there is none."""
     ends = [int(weight(tensor)) for tensor in clip.inputs[1:3] if tensor.name and is_constant(tensor)]
     for bits in range(2, 9):
-        narrow = FORMATS[f"{form.name.rstrip('8')}{bits}"]
+        narrow = FORMATS[f"{form.name.rstrip('0123456789')}{bits}"]
         if len(ends) == 2 and narrow.qmin <= ends[0] and ends[1] <= narrow.qmax:
             return Format(narrow.name, bits, ends[0], ends[1], form.dtype, form.signed)
     raise ModelError(f"'{clip.name}' (Clip): its limits {ends} fit no format of 2 to 8 bits.")
@@ -225,7 +226,26 @@ def take_apart(graph: Graph, exact: Graph | None = None) -> tuple[Simulation, Bl
     constants = {name: _bias_values(edge) for name, edge in plan.biases.items()}
     activations = {site.name: quantizer for site, quantizer in plan.sites}
     weights = {node.outputs[0].name: module for node, module in plan.weights}
-    return Simulation(graph, replaced, activations, weights, constants), plan
+    simulation = Simulation(graph, replaced, activations, weights, constants)
+    simulation.units.update(_units(plan))
+    return simulation, plan
+
+
+def _units(plan: Blueprint) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """What integer biases are counted in, as it is learned: of few bits these units are wide."""
+    grids = {node.name: quantizer for site, quantizer in plan.sites for node in site.others}
+    grids |= {node.name: module.quantizer for node, module in plan.weights}
+    for name, edge in plan.biases.items():
+        if is_constant(edge) or len(edge.outputs) != 1:
+            continue
+        makers = [tensor.inputs[0].name for tensor in edge.outputs[0].inputs[:2] if tensor.inputs]
+        found = [grids[maker] for maker in makers if maker in grids]
+        if len(found) == 2:
+            yield name, partial(_product, *found)
+
+
+def _product(one: Quantizer, other: Quantizer) -> Tensor:
+    return one.scale().detach() * other.scale().detach()
 
 
 def _stored(node: Node, originals: Mapping[str, Node]) -> Weight:
@@ -319,16 +339,15 @@ def put_together(plan: Blueprint, simulation: Simulation) -> None:
 
 
 def _set_grid(graph: Graph, nodes: list[Node], grid: Grid, name: str) -> None:
-    """Give scale and zero point to all nodes of a grid."""
-    first = next(node for node in nodes if node.op in ("QuantizeLinear", "DequantizeLinear"))
-    scale = _like(graph, first.inputs[1], grid.scale, f"{name}_scale")
-    zero = first.inputs[2] if len(first.inputs) > 2 and first.inputs[2].name else None
-    zero = None if zero is None else _like(graph, zero, grid.zero_point, f"{name}_zero_point")
-    for node in nodes:
-        if node.op in ("QuantizeLinear", "DequantizeLinear"):
-            node.inputs[1] = scale
-            if zero is not None:
-                node.inputs[2] = zero
+    """Give scale and zero point to all nodes of a grid; a zero point that is left out is 0, and stays so."""
+    holders = [node for node in nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
+    scale = _like(graph, holders[0].inputs[1], grid.scale, f"{name}_scale")
+    explicit = [node for node in holders if len(node.inputs) > 2 and node.inputs[2].name]
+    zero = _like(graph, explicit[0].inputs[2], grid.zero_point, f"{name}_zero_point") if explicit else None
+    for node in holders:
+        node.inputs[1] = scale
+        if zero is not None and node in explicit:
+            node.inputs[2] = zero
 
 
 def _like(graph: Graph, old: Edge, values: Array, wish: str = "") -> Constant:
@@ -370,5 +389,7 @@ def _set_bias(graph: Graph, edge: Edge, values: Array) -> None:
     integers, scale = quantize_bias(values, given, weight(behind.inputs[1]).reshape(-1).squeeze())
     maker.inputs[0] = Constant(graph.fresh(f"{maker.inputs[0].name}_trained"), integers)
     maker.inputs[1] = Constant(graph.fresh(f"{edge.name}_scale"), scale)
+    if scale.ndim:
+        maker.attrs["axis"] = 0
     if len(maker.inputs) > 2:
         maker.inputs[2] = Constant(graph.fresh(f"{edge.name}_zero_point"), np.zeros(scale.shape, INT32.dtype))

@@ -82,6 +82,7 @@ class Simulation(nn.Module):
         activations: the grids of activations, by the name of a tensor on each.
         weights: by the name of the tensor that layers read.
         constants: floats that are trained as they are, biases above all, by name.
+        units: of those that integers hold in the end, what these count.
     """
 
     def __init__(
@@ -112,12 +113,14 @@ class Simulation(nn.Module):
             name: nn.Parameter(torch.from_numpy(np.array(values, np.float32))) for name, values in constants.items()
         }
         self.parts = nn.ModuleList([*self.activations.values(), *self.weights.values()])
+        self.units: dict[str, Callable[[], Tensor]] = {}
         self.plain = nn.ParameterList(self.constants.values())
 
     def forward(self, feeds: Mapping[str, Tensor], wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Outputs by name, or the inner tensors that are wanted."""
         held = self.interpreter.constants
         held.update(self.constants)
+        held.update({name: _whole(self.constants[name], unit()) for name, unit in self.units.items()})
         held.update({name: module() for name, module in self.weights.items()})
         found: dict[str, Tensor] = self.interpreter(feeds, wanted)
         return found
@@ -126,3 +129,9 @@ class Simulation(nn.Module):
     def quantizers(self) -> list[Quantizer]:
         """All grids: of activations, then of weights."""
         return [*self.activations.values(), *(module.quantizer for module in self.weights.values())]
+
+
+def _whole(values: Tensor, unit: Tensor) -> Tensor:
+    """The nearest whole numbers of units, with the gradient of the identity."""
+    nearest = torch.round(values.detach().double() / unit).float() * unit
+    return values + (nearest - values.detach())

@@ -130,8 +130,9 @@ class Leaf:
         return [part.grad.numpy() for part in self.parts]
 
 
-def composed(x: Any, scale: Any, zero: Any, ends: tuple[int, int]) -> Any:
+def composed(parts: Any, ends: tuple[int, int]) -> Any:
     """s * (clip(round(x / s) + z) - z), rounding made straight by `detach`: the gradients come from autograd."""
+    x, scale, zero = parts
     exact = x / scale
     steps = exact + (torch.round(exact) - exact).detach() + zero
     inside = (steps >= ends[0]) & (steps <= ends[1])
@@ -149,7 +150,7 @@ def test_gradients_are_those_of_a_composition(name: str, per_channel: bool) -> N
     zero = np.full(shape, middle_of(form))
     ours, theirs = Leaf(x, scale, zero), Leaf(x, scale, zero)
     found = ours.gradients(rounded(*ours.parts, *ends(form)), weights)
-    expected = theirs.gradients(composed(*theirs.parts, ends(form)), weights)
+    expected = theirs.gradients(composed(theirs.parts, ends(form)), weights)
     outside = np.mean(expected[0] == 0)
     assert 0.05 < outside < 0.95, "both sides of the ends are wanted"
     for have, want in zip(found, expected, strict=True):
