@@ -7,9 +7,11 @@ From the shelf they go into `MatMulNBits`, its lookup table or Q/DQ, as the reci
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+from torch import Tensor, nn
 
 from onnxq.graph import Array, Constant, Graph, weight
 from onnxq.layers import Layer, weight_axis
@@ -21,6 +23,19 @@ from onnxq.shelf import Shelf
 from onnxq.training.fake_quant import Grid, Quantizer
 from onnxq.training.simulation import Simulation, Weight
 from onnxq.weights import blocked_weight, shelf_name
+
+
+class Lookup(nn.Module):
+    """A table that is a copy of a layer's weight, and is looked up in the blocks of that."""
+
+    def __init__(self, weight: Weight, by_rows: bool) -> None:
+        super().__init__()
+        self.weight, self.by_rows = weight, by_rows
+
+    def forward(self, _: Tensor, indices: Tensor) -> Tensor:
+        """A row for each output of the layer."""
+        table: Tensor = self.weight()
+        return (table if self.by_rows else table.T)[indices.long()]
 
 
 @dataclass
@@ -58,7 +73,15 @@ def take_apart(exact: Graph, plan: Plan) -> tuple[Simulation, Blueprint]:
         weights[name] = Weight(weight(layer.weight), _grid(layer, blocks))
         if layer.bias is not None and len(layer.bias.outputs) == 1 and not exact.kept(layer.bias):
             found.biases[layer.bias.name] = weight(layer.bias)
-    return Simulation(exact, {}, {}, weights, found.biases), found
+    return Simulation(exact, _lookups(exact, plan, weights), {}, weights, found.biases), found
+
+
+def _lookups(exact: Graph, plan: Plan, weights: Mapping[str, Weight]) -> dict[str, Lookup]:
+    """What looks up a copy of a weight, and in the end the blocks of that."""
+    layers = {layer.node.name: layer for layer in blocked_layers(exact, plan.nodes)}
+    shares = {node: plan.nodes[node.name].shares for node in exact.nodes if node.name in plan.nodes}
+    found = {n.name: layers[other] for n, other in shares.items() if other and n.inputs[0].name not in weights}
+    return {name: Lookup(weights[layer.weight.name], _by_rows(layer)) for name, layer in found.items()}
 
 
 def _by_rows(layer: Layer) -> bool:
