@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings
 
 import torch
 
@@ -13,6 +13,9 @@ from onnxq.curriculum import Look
 from onnxq.errors import RecipeError
 from onnxq.modelfile import replacing
 from onnxq.training.exam import Exam
+
+KEYS = frozenset({"run", "done", "looks", "best", "student", "optimizer", "chance"})
+"""What a checkpoint holds."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Checkpoint:
         if self.file is None or not self.file.exists():
             return 0
         content = self._read(self.file)
-        if content.get("run") != self.run:
+        if content["run"] != self.run:
             raise RecipeError(
                 f"Checkpoint '{self.file}' is of another model, data or curriculum. Name another file, or delete it."
             )
@@ -66,13 +69,15 @@ class Checkpoint:
 
     @staticmethod
     def _read(file: Path) -> dict[str, Any]:
+        """What was kept. PyTorch runs none of it, and says in many ways that it is something else."""
         try:
-            found = torch.load(file, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            said = str(error).splitlines()[0][:160]
+            with catch_warnings(action="ignore"):
+                found = torch.load(file, weights_only=True)
+        except Exception as error:
+            said = str(error).partition("\n")[0][:160] or type(error).__name__
             raise RecipeError(
                 f"'{file}' is no checkpoint of onnxq ({said}). Name another file, or delete it."
             ) from None
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not found.keys() >= KEYS:
             raise RecipeError(f"'{file}' is no checkpoint of onnxq. Name another file, or delete it.")
         return found

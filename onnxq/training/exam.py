@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -67,7 +68,7 @@ class Exam:
         return self.loss(scene)
 
     def look(self, step: int) -> None:
-        """Take the loss on what was held back, and remember the state where it is the lowest so far."""
+        """Take the loss on what was held back, and remember the state where it is the lowest so far, and finite."""
         self.student.eval()
         total, count = 0.0, 0
         with torch.no_grad():
@@ -75,15 +76,14 @@ class Exam:
                 size = len(next(iter(batch.feeds.values())))
                 total, count = total + size * float(self.lost(batch)), count + size
         found = total / max(count, 1)
-        if all(not look.loss <= found for look in self.looks):
+        if not self.looks or found < min(map(_finite, self.looks)):
             self.best = {name: values.detach().clone() for name, values in self.student.state_dict().items()}
         self.looks.append(Look(step=step, loss=found))
 
     def settle(self, broken: bool = False) -> int:
         """Keep the last state, unless an earlier one was clearly better, or the last is broken; the step it is of."""
-        first = min(self.looks, key=lambda look: look.loss)
-        last = self.looks[-1]
-        if not broken and not first.loss < CLEARLY_BETTER * last.loss:
+        first, last = min(self.looks, key=_finite), self.looks[-1]
+        if not broken and math.isfinite(last.loss) and first.loss >= CLEARLY_BETTER * last.loss:
             return last.step
         assert self.best is not None
         self.student.load_state_dict(self.best)
@@ -91,5 +91,10 @@ class Exam:
 
     def stands_still(self, patience: int) -> bool:
         """Whether so many looks in a row brought no progress."""
-        least = min(look.loss for look in self.looks)
-        return 0 < patience < len(self.looks) and all(look.loss > least for look in self.looks[-patience:])
+        least = min(map(_finite, self.looks))
+        return 0 < patience < len(self.looks) and all(_finite(look) > least for look in self.looks[-patience:])
+
+
+def _finite(look: Look) -> float:
+    """The loss; that of a broken state is above all others."""
+    return look.loss if math.isfinite(look.loss) else math.inf
