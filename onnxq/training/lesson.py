@@ -16,7 +16,7 @@ from onnxq.build import Build
 from onnxq.calibration.data import Data
 from onnxq.curriculum import Curriculum, Lesson
 from onnxq.errors import RecipeError
-from onnxq.graph import Graph
+from onnxq.graph import Graph, weight
 from onnxq.layers import LAYERS
 from onnxq.memo import canonical
 from onnxq.plan import Plan, Treatment
@@ -61,6 +61,7 @@ class Teaching:
         """
         assert build.plan is not None
         start, curriculum, device = time.perf_counter(), self.curriculum, pick_device(self.curriculum.device)
+        self._check_mix()
         loss, (learned, held) = find_loss(curriculum.loss), self._split()
         with seeded(curriculum.seed, curriculum.threads):
             teacher = Interpreter(exact)
@@ -77,7 +78,7 @@ class Teaching:
                 _features(exact, student, curriculum.features),
                 device,
             )
-            asked = exam, learned, curriculum, Checkpoint(self.checkpoint, self._run(build.plan)), build.progress
+            asked = exam, learned, curriculum, Checkpoint(self.checkpoint, self._run(build.plan, exact)), build.progress
             if curriculum.method == "blocks":
                 best, stopped = Reconstruction(*asked).run(find_blocks(exact, _trained(build.plan))), ""
             else:
@@ -99,15 +100,27 @@ class Teaching:
         """What is learned from, and what tells how good it is: the same for blocks, which are trained to the end."""
         if self.curriculum.method == "blocks":
             return self.data, self.data
-        held = max(1, round(self.curriculum.hold * len(self.data)))
-        if len(self.data) < 2:
+        count = len(self.data)
+        if count < 2:
             raise RecipeError(f"{self.data.description}: training needs 2 samples at least. Give more data.")
-        return self.data.split(len(self.data) - held)
+        return self.data.split(max(1, count - max(1, round(self.curriculum.hold * count))))
 
-    def _run(self, plan: Plan) -> str:
-        """What this run depends on, as text."""
+    def _check_mix(self) -> None:
+        """Raise RecipeError where samples are to be blended that cannot be."""
+        whole = any(array.dtype.kind != "f" for array in self.data.sample(0).values())
+        told = self.data.labels is not None and self.curriculum.loss != "distill"
+        if self.curriculum.mix and (whole or told):
+            raise RecipeError("--mix blends samples, which integers and labels cannot be. Leave it out.")
+
+    def _run(self, plan: Plan, exact: Graph) -> str:
+        """What this run depends on, as text; nobody asks where no state is kept."""
+        if self.checkpoint is None:
+            return ""
         asked = self.curriculum.model_dump(mode="json")
-        return sha256(canonical([asked, plan.deeds, fingerprint(self.data, {})]).encode()).hexdigest()
+        found = sha256(canonical([asked, plan.deeds, fingerprint(self.data, {})]).encode())
+        for tensor in exact.weights():
+            found.update(np.ascontiguousarray(weight(tensor)).tobytes())
+        return found.hexdigest()
 
 
 def _student(build: Build, exact: Graph) -> tuple[Simulation, Callable[[], None]]:

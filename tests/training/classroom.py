@@ -79,9 +79,9 @@ def with_qdq(graph: Graph, nodes: str, names: str, recipe: Recipe, **shared: str
     return apply(InsertQdq(), graph, plan_of(graph, nodes, tensors, recipe)).graph
 
 
-def planned(model: str, recipe: Recipe, data: Any) -> tuple[Build, Graph, Data]:
-    """A sample model as it is right before training: with Q/DQ or its like, the float graph, and its data."""
-    graph = load(MODELS / f"{model}.onnx")
+def planned(model: str | Graph, recipe: Recipe, data: Any) -> tuple[Build, Graph, Data]:
+    """A graph, or a sample model, as it is right before training: with Q/DQ or its like, the float one, its data."""
+    graph = load(MODELS / f"{model}.onnx") if isinstance(model, str) else model
     feeds = open_data(data, graph.interface().inputs)
     build = Build(graph, recipe, recipe.mode, threads=1, calibration=feeds)
     plan, *_ = plan_model(build, None, feeds, [], Options(seconds=0.01))
