@@ -31,7 +31,7 @@ from onnxq.training.checkpoints import Checkpoint
 from onnxq.training.exam import Exam
 from onnxq.training.losses import SMALLEST, is_distribution
 from onnxq.training.simulation import Simulation, Weight, share_up
-from onnxq.training.trainer import BIASES, SCALES
+from onnxq.training.trainer import BIASES, rate_for, scale_rate
 
 DROPPED = 0.5
 """The share of the activations that pass as they are while a block is trained."""
@@ -174,13 +174,13 @@ class Reconstruction:
 
     def _parts(self, names: list[str], given: Tensors) -> tuple[list[Weight], list[dict[str, object]]]:
         """What a block holds that is trained: the weights, and all else with its rate."""
-        student, rate = self.student, self.curriculum.rate
+        student, rate = self.student, rate_for(self.student, self.curriculum.rate)
         student.train()
         student.zero_grad(set_to_none=True)
         torch.stack([made.float().square().mean() for made in student(given, names).values()]).sum().backward()  # type: ignore[no-untyped-call]
         weights = [weight for weight in student.weights.values() if weight.values.grad is not None]
         groups: list[dict[str, object]] = [
-            {"params": [quantizer.log_scale], "lr": rate * SCALES}
+            {"params": [quantizer.log_scale], "lr": rate * scale_rate(quantizer)}
             for quantizer in student.activations.values()
             if quantizer.log_scale.grad is not None
         ]
