@@ -54,7 +54,7 @@ Rate = Annotated[
         "--rate",
         metavar="R",
         rich_help_panel=TRAINING,
-        help="How far a step moves a weight at first, as a share of a step of its grid; 0.01 for 4 bits and 0.001 for 8 "
+        help="How far a step moves a weight at first, as a share of a step of its grid; 0.01 for 4 bits, 0.001 for 8 "
         "if left out.",
         show_default=False,
     ),
