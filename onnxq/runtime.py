@@ -307,7 +307,12 @@ print(held() - before)
 
 
 def loaded_memory(model: Path, feeds: Feeds, provider: str = CPU) -> int:
-    """Bytes that a loaded model takes after one run, measured in a process of its own; 0 where that cannot be told."""
+    """Bytes that a loaded model takes after one run, measured in a process of its own; 0 where that cannot be told.
+
+    That is memory of the CPU: what another device holds is not told.
+    """
+    if provider != CPU:
+        return 0
     with tempfile.TemporaryDirectory() as folder:
         stored = Path(folder) / "feeds.npz"
         np.savez(stored, **feeds)  # type: ignore[arg-type]
