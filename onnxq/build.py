@@ -11,7 +11,7 @@ from typing import Literal
 
 from onnxq import runtime
 from onnxq.blockwise import Work
-from onnxq.calibration.collect import Progress, silent
+from onnxq.calibration.collect import Progress, Statistics, silent
 from onnxq.calibration.data import Data
 from onnxq.channels import Factors, check_balance, divided
 from onnxq.contract import CLEARLY_SLOWER
@@ -67,6 +67,7 @@ class Build:
         threads: of the runtime.
         teach: trains what was quantized, before it is folded: called with the build and the float graph; None: nobody.
         lesson: what that did.
+        seen: what calibration saw of the tensors of the plan; empty where nothing was.
         progress: told what is going on.
     """
 
@@ -83,6 +84,7 @@ class Build:
     threads: int = 0
     teach: Callable[[Build, Graph], Lesson] | None = None
     lesson: Lesson | None = None
+    seen: Statistics = field(default_factory=dict)
     progress: Progress = silent
 
     @property

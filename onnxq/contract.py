@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from onnxq.metric import Unbounded
 from onnxq.plan import Record
 
 if TYPE_CHECKING:
@@ -40,6 +41,47 @@ class Verdict(Record):
     accurate: bool = True
     reasons: list[str] = []
     notes: list[str] = []
+
+
+class Limit(Record):
+    """One limit of a contract beside what was measured.
+
+    Attributes:
+        of: what is limited: the loss of accuracy, the speed beside the float model, or the size in bytes.
+        metric: what accuracy is measured by; empty for the others.
+        measured: what was measured; None for a loss without bound.
+        allowed: the largest loss or size that keeps it, the least speed.
+        holds: whether it is kept.
+        sentence: the same in words.
+    """
+
+    of: Literal["accuracy", "speed", "size"]
+    metric: str = ""
+    measured: Unbounded
+    allowed: float
+    holds: bool
+    sentence: str
+
+
+def limits(contract: Contract, proof: Proof, random: bool, provider: str = "", timed: bool = True) -> list[Limit]:
+    """Every limit that could be judged, kept or not; of speed only where that counts (`timed`)."""
+    found, score, most = [], proof.score, contract.most_bytes(proof.size_float)
+    if score is not None and not random:
+        allowed, words = contract.limit(score.metric), f"{beside_limit(score, contract)}."
+        kept = keeps(score, contract)
+        found.append(
+            Limit(of="accuracy", metric=score.metric, measured=score.drop, allowed=allowed, holds=kept, sentence=words)
+        )
+    if timed and contract.min_speedup and provider in ("", proof.provider):
+        words = _too_slow(contract, proof) or f"{proof.speedup:.3g} times the float model's speed."
+        kept = proof.speedup >= contract.min_speedup
+        found.append(
+            Limit(of="speed", measured=proof.speedup, allowed=contract.min_speedup, holds=kept, sentence=words)
+        )
+    if most is not None:
+        words = _too_large(contract, proof) or f"The model takes {proof.size:,} bytes of {most:,} allowed."
+        found.append(Limit(of="size", measured=proof.size, allowed=most, holds=proof.size <= most, sentence=words))
+    return found
 
 
 def judge(contract: Contract, proof: Proof, random: bool, provider: str = "") -> Verdict:

@@ -107,6 +107,7 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
         elif data is not None:
             found = calibrate_graph(build, placement, data, options.threads, options.memory)
     study = Study(build, placement, found, data, options.threads, options.memory, options.memo, rewrites, opset)
+    build.seen = found
     with build.stage("plan"):
         plan = study.plan()
     if build.mode in WEIGHT_ONLY:
@@ -126,7 +127,7 @@ def make_plans(build: Build, data: Data | None, statistics: Sequence[Path], opti
             plans = mixed_plans(study, plan, options)
         else:
             plans = [spare_worst(study, plan) if build.recipe.least_sqnr else plan]
-    build.graph = study.before
+    build.graph, build.seen = study.before, study.statistics
     return plans
 
 

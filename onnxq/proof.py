@@ -18,9 +18,10 @@ from onnxq.channels import Factors
 from onnxq.comparison import Comparison, OutputProof, batch_size, paired
 from onnxq.continuation import Continuations
 from onnxq.fake_quant import brings_scales
-from onnxq.graph import Graph, to_model, weight
+from onnxq.graph import Graph, to_model
 from onnxq.kernels import by_operator, elsewhere, profile
 from onnxq.metric import Meter, Score, resolve
+from onnxq.node_runs import NodeRun, integer_forms, node_runs
 from onnxq.numerics.affine import dequantize
 from onnxq.numerics.halves import HIGHEST
 from onnxq.numerics.metrics import sqnr_db
@@ -35,25 +36,6 @@ LAYER_BATCH = 4
 
 LAYER_GROUP = 16
 """Inner tensors that are held at a time."""
-
-OUTPUT_PARAMETERS = {
-    "QuantizeLinear": (1, 2),
-    "QLinearConv": (6, 7),
-    "QLinearMatMul": (6, 7),
-    "QGemm": (7, 8),
-    "QLinearAdd": (6, 7),
-    "QLinearMul": (6, 7),
-    "QLinearSigmoid": (3, 4),
-    "QLinearLeakyRelu": (3, 4),
-    "QLinearSoftmax": (3, 4),
-    "QLinearGlobalAveragePool": (3, 4),
-    "QLinearAveragePool": (3, 4),
-    "QLinearConcat": (0, 1),
-}
-"""Where integer operators keep the scale and the zero point of their output."""
-
-QUANTIZED_SUFFIXES = ("_quantized", "_QuantizeLinear_Output")
-"""How this and other tools call the integer form of a tensor."""
 
 
 class LayerError(Record):
@@ -83,6 +65,7 @@ class Proof(Record):
         threads: threads of the runtime; 0 is its own choice.
         outputs: by name.
         layers: errors of inner tensors, the worst first.
+        nodes: every node of the quantized model that ran or holds integers: its grid, its weight and its time.
         kernels: how many of each operator really ran, after the runtime's own fusions.
         kernel_microseconds: time by operator in one run.
         on_cpu: how many of each operator the CPU took, where another provider was asked for.
@@ -125,6 +108,7 @@ class Proof(Record):
     on_cpu: dict[str, int] = {}
     copies: int = 0
     reference: str = "float"
+    nodes: list[NodeRun] = []
 
     @property
     def cosine(self) -> float:
@@ -153,24 +137,6 @@ def compare_outputs(
             meter = meter or resolve(contract, batch).meter()
             meter.add(batch)
     return {name: comparison.proof() for name, comparison in found.items()}, meter.score() if meter else None
-
-
-def integer_forms(graph: Graph) -> dict[str, tuple[str, Array, Array]]:
-    """For float tensors that the graph holds as integers: {name in the float model: (tensor, scale, zero point)}."""
-    forms: dict[str, tuple[str, Array, Array]] = {}
-    for node in graph.nodes:
-        maker = node.inputs[0].inputs[0] if node.op == "Clip" and node.inputs[0].inputs else node  # of few bits
-        if maker.op not in OUTPUT_PARAMETERS:
-            continue
-        scale, zero_point = OUTPUT_PARAMETERS[maker.op]
-        name = node.outputs[0].name
-        base = next((name.removesuffix(s) for s in QUANTIZED_SUFFIXES if name.endswith(s)), None)
-        try:
-            if base is not None:
-                forms[base] = (name, weight(maker.inputs[scale]), weight(maker.inputs[zero_point]))
-        except (TypeError, IndexError):  # not constant, or left out: nothing to compare with
-            continue
-    return forms
 
 
 def layer_errors(
@@ -297,4 +263,5 @@ def prove(
         on_cpu=on_cpu,
         copies=copies,
         reference="Q/DQ" if brings_scales(reference[1]) else "float",
+        nodes=node_runs(candidate[1], kernels),
     )

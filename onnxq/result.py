@@ -7,9 +7,10 @@ from typing import Literal
 
 from onnxq.build import Build
 from onnxq.continuation import Continuations
-from onnxq.contract import CLEARLY_SLOWER
+from onnxq.contract import CLEARLY_SLOWER, Limit, limits
 from onnxq.curriculum import Lesson
 from onnxq.diagnosis.findings import Diagnosis
+from onnxq.distributions import TensorRange, worst_ranges
 from onnxq.plan import Plan, Record, Treatment
 from onnxq.proof import Proof
 from onnxq.recipe import Mode
@@ -69,6 +70,8 @@ class Result(Record):
         kept: where the best model went that breaks the contract, if that was asked for.
         lesson: what training did, if there was any.
         untrained: the proof of the same model without that: quantized by calibration alone.
+        ranges: how the values of the worst tensors lie in their ranges, where calibration data was seen.
+        limits: the contract beside what was measured: each limit, and whether it is kept.
     """
 
     status: Status
@@ -88,6 +91,8 @@ class Result(Record):
     kept: str | None = None
     lesson: Lesson | None = None
     untrained: Proof | None = None
+    ranges: list[TensorRange] = []
+    limits: list[Limit] = []
 
 
 class Rejected(Exception):
@@ -137,7 +142,14 @@ def make_result(
         warnings=warnings,
         seconds=build.seconds,
         random=random,
+        ranges=worst_ranges(build.plan, proof, build.seen),
+        limits=[] if proof is None else limits(build.recipe.contract, proof, random, provider, _timed(build)),
     )
+
+
+def _timed(build: Build) -> bool:
+    """Whether the contract asks for speed, by what was asked for or by the mode."""
+    return "min_speedup" in build.recipe.contract.model_fields_set or build.recipe.mode in ("auto", "mixed-int8")
 
 
 def float_nodes(build: Build) -> dict[str, tuple[str, str]]:

@@ -13,8 +13,8 @@ from onnxq.diagnosis.matching import ABSORBED, Pair, bare, pair_up
 from onnxq.diagnosis.stored import Input, Reader, StoredLayer
 from onnxq.graph import Array, Constant, Graph, Node, Tensor, is_constant, weight
 from onnxq.layers import Layer
+from onnxq.node_runs import OUTPUT_PARAMETERS
 from onnxq.numerics.rescaling import Factors, find_factors
-from onnxq.proof import OUTPUT_PARAMETERS
 from onnxq.search.switches import Grid, Switch
 
 
