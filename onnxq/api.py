@@ -22,7 +22,7 @@ from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
 from onnxq.imagined import imagined
 from onnxq.inspection import Summary, has_scales, summarize
-from onnxq.intake import NAMELESS, as_file, at_most, named, split, target_of
+from onnxq.intake import NAMELESS, NO_DATA, as_file, at_most, named, split, target_of, why_unfed
 from onnxq.kernels import by_operator
 from onnxq.memo import canonical
 from onnxq.metric import check
@@ -86,8 +86,10 @@ def optimize(
     target = target_of(model, output, wanted)
     _check_keep_best(model, target, options.keep_best)
     _check_frontier(model, source, target, options)
-    feeds = None if data is None else open_data(data, source.interface().inputs)
-    mode = choose_mode(wanted, feeds is not None, bool(plan or statistics)) if not has_scales(source) else "static-int8"
+    unfed = why_unfed(source)
+    feeds = None if data is None or unfed else open_data(data, source.interface().inputs)
+    fed = feeds is not None or bool(unfed)
+    mode = choose_mode(wanted, fed, bool(plan or statistics)) if not has_scales(source) else "static-int8"
     check_choice("mixed-int8" if has_scales(source) else mode, plan, feeds is not None, options)
     wanted = _for_size(wanted, mode)
     build = Build(source.copy(), wanted, mode, progress=options.progress)
@@ -95,11 +97,12 @@ def optimize(
     kept = shelf_beside(beside, _wishes(source, wanted, mode, feeds))
     with as_file(model, source) as reference, named(model), kept as build.shelf:
         calibration, held = split(feeds, options.samples, mode, build)
-        if validation is not None:
+        if validation is not None and not unfed:
             calibration = at_most(feeds, options.samples) if feeds else None
             held = open_data(validation, source.interface().inputs)
         check(wanted.contract, held)
-        tested = held if held is not None else open_data("random", source.interface().inputs)
+        made_up = NO_DATA if unfed or held is not None else open_data("random", source.interface().inputs)
+        tested = made_up if held is None else held
         prompt = find_prompt(options, tested, source.interface())
         seen = held is not None and held is calibration
         build.calibration, build.threads = calibration, options.threads
@@ -111,6 +114,8 @@ def optimize(
         judged = plan is None and (wanted.mode in ("auto", "mixed-int8") or bool(wanted.contract.model_fields_set))
         delivery = Delivery((reference, source), target, tested, seen, judged, options)
         try:
+            if unfed:
+                raise Nothing(unfed)
             plans = plan_model(build, plan, calibration, [Path(path) for path in statistics], options)
         except Nothing as nothing:
             result = Frontier(options.frontier is not None).beside(give_up(str(nothing), build, delivery))

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from onnxq.build import Build
 from onnxq.calibration.data import Data
+from onnxq.calibration.feeds import Source as Feeds
 from onnxq.errors import UnsupportedModel
 from onnxq.graph import Graph
 from onnxq.modelfile import Source, check_output, save
@@ -16,6 +17,21 @@ from onnxq.recipe import Mode, Recipe
 
 NAMELESS = Path("model.onnx")
 """What a model that is only in memory is called."""
+
+NO_DATA = Data(Feeds("no data", 0, lambda _: {}, str), (), ())
+"""What a model is proven on that nothing can be fed to."""
+
+
+def why_unfed(graph: Graph) -> str | None:
+    """The sentence why no data can be fed to a model; None where some can."""
+    if not graph.inputs:
+        return "The model has no inputs: what it computes is always the same."
+    kinds = {info.name: info.type.WhichOneof("value") or "type" for info in graph.shell.graph.input}
+    for name, kind in ((tensor.name, kinds[tensor.name]) for tensor in graph.inputs):
+        if kind not in ("tensor_type", "type"):
+            what = kind.removesuffix("_type").replace("_", " ")
+            return f"Input '{name}' takes a {what}, and data holds tensors alone: nothing could be proven."
+    return None
 
 
 def split(feeds: Data | None, samples: int, mode: Mode, build: Build) -> tuple[Data | None, Data | None]:

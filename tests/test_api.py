@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from onnx import TensorProto, helper
 import onnxq
 from onnxq import Options, Recipe, Result, api
 from onnxq.errors import DataError, ModelError, OutputError, ProviderError, RecipeError
-from onnxq.recipe import Activation, Override
+from onnxq.modelfile import load
+from onnxq.recipe import Activation, Mode, Override
 from onnxq.runtime import Session
 
 if TYPE_CHECKING:
@@ -400,3 +402,24 @@ def test_docstrings_from_text(tmp_path: Path) -> None:
     assert result.proof is not None
     assert result.proof.cosine >= 0.999
     assert result.calibrated == 16
+
+
+NOTHING_GOES_IN = """
+<ir_version: 8, opset_import: ["" : 17]>
+g () => (float[2] y) { y = Constant<value_floats=[1.0, 2.0]>() }
+"""
+A_SEQUENCE_GOES_IN = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (seq(float[2, 3]) x) => (seq(float[2, 3]) y) { y = Identity(x) }
+"""
+
+
+@pytest.mark.parametrize("mode", ["auto", "static-int8", "weight-int8", "fp16"])
+@pytest.mark.parametrize(("text", "words"), [(NOTHING_GOES_IN, "no inputs"), (A_SEQUENCE_GOES_IN, "'x'.*sequence")])
+def test_a_model_that_cannot_be_fed_is_left_alone(text: str, words: str, mode: Mode, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(text)
+    output = tmp_path / "out.onnx"
+    result = onnxq.optimize(model, output, recipe=onnxq.Recipe(mode=mode))
+    assert result.status == "left alone"
+    assert re.search(words, result.reason)
+    assert load(output).interface() == load(model).interface()

@@ -114,3 +114,13 @@ def test_an_unknown_shape_has_names_of_its_own(body: str) -> None:
     graph.outputs[0].shape = None
     found = read_sizes(graph).of(graph.outputs[0])
     assert found is None or not {"batch", 8} & set(found)
+
+
+def test_what_the_runtime_knows_nothing_about_is_no_number() -> None:
+    """It says () of both; taken for a number, Transpose would reach beyond its axes."""
+    body = "s = Reshape(x, shape) g = Gather<axis=2>(s, ids) t = Transpose<perm=[0,1,3,2]>(g) y = Relu(t)"
+    graph = read(f"(float[batch,8] x, int64[n] shape, int64[2] ids) => (float[a,b,c,d] y) {{ {body} }}")
+    graph.outputs[0].shape = None
+    assert graph.tensors()["s"].shape == ()
+    assert read_sizes(graph).of(graph.tensors()["s"]) is None
+    assert read_sizes(graph).of(graph.outputs[0]) is None
