@@ -12,7 +12,7 @@ from onnxq.build import Build, Nothing
 from onnxq.calibration.data import Data, DataSource, open_data
 from onnxq.curriculum import Curriculum, Lesson
 from onnxq.delivery import Delivery, attempt, give_up
-from onnxq.errors import DataError, ModelError, RecipeError
+from onnxq.errors import DataError, ModelError, OutputError, RecipeError
 from onnxq.graph import Graph
 from onnxq.imagined import imagined
 from onnxq.inspection import has_scales
@@ -80,6 +80,8 @@ def finetune(
     target, kept = target_of(model, output, wanted), None if checkpoint is None else Path(checkpoint)
     if kept is not None:
         check_output(model, kept)
+        if target is not None and kept.resolve() == target.resolve():
+            raise OutputError(f"The output '{target}' is the checkpoint. Name another file.")
     build = Build(source.copy(), wanted, wanted.mode, progress=options.progress, threads=options.threads)
     with as_file(model, source) as reference, named(model), shelf_beside(None, "") as build.shelf:
         feeds = open_data(data, source.interface().inputs) if data is not None else _own_text(reference, options)
@@ -90,7 +92,7 @@ def finetune(
         assert held is not None
         check(wanted.contract, held)
         build.calibration = at_most(learned, options.samples)
-        judged = bool(wanted.contract.model_fields_set)
+        judged = plan is None and bool(wanted.contract.model_fields_set)
         delivery = Delivery((reference, source), target, held, held is learned, judged, options)
         teach = _teacher(learned, curriculum, kept)
         try:

@@ -87,7 +87,7 @@ def test_distillation_sees_no_padding(width: int) -> None:
     mask = torch.tensor([[True, True, False]])
     output, target = some(1, 3, width), some(1, 3, width)
     other = output.clone()
-    other[0, 2] += 100
+    other[0, 2] = 100 * some(width)
     one, two = (distill(Scene({"y": made}, {"y": target}, mask=mask)) for made in (output, other))
     assert float(one) == float(two)
     bare = distill(Scene({"y": other}, {"y": target}))
@@ -102,10 +102,22 @@ def test_distillation_of_numbers_is_noise_over_signal() -> None:
     assert float(distill(Scene({"y": output}, {"y": target}))) == float(unlike(output, target, None))
 
 
-def test_distillation_of_classes_adds_the_divergence() -> None:
+def test_scores_of_classes_are_met_number_by_number() -> None:
     output, target = some(4, 5), some(4, 5)
-    expected = float(unlike(output, target, None)) + kl(output, target)
-    assert float(distill(Scene({"y": output}, {"y": target}))) == pytest.approx(expected, rel=1e-5)
+    assert float(distill(Scene({"y": output}, {"y": target}))) == float(unlike(output, target, None))
+
+
+def test_probabilities_are_taken_for_scores() -> None:
+    """For those that have a mean of 0, which no constant that was added to them tells."""
+    output, target = some(4, 5), some(4, 5)
+    chances = Scene({"y": torch.softmax(output + 3, -1)}, {"y": torch.softmax(target, -1)})
+    bare = [values - values.mean(-1, keepdim=True) for values in (output, target)]
+    assert float(distill(chances)) == pytest.approx(float(unlike(bare[0], bare[1], None)), rel=1e-4)
+
+
+def test_of_texts_the_divergence_counts() -> None:
+    output, target = some(2, 3, 300), some(2, 3, 300)
+    assert float(distill(Scene({"y": output}, {"y": target}))) == pytest.approx(kl(output, target), rel=1e-5)
 
 
 def test_all_outputs_and_features_weigh_alike() -> None:
@@ -196,9 +208,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("prefix", ["", "python:"])
 def test_a_function_of_the_users_own(own: str, prefix: str) -> None:
     loss = find_loss(prefix + own)
-    y, aim = some(3, 5), some(3, 5)
+    y, aim = some(3, 5).requires_grad_(), some(3, 5)
     found = loss(Scene({"y": y}, {"y": aim}, feeds={"x": torch.ones(2)}, labels=torch.tensor([3, 4])))
-    assert float(found) == pytest.approx(float((y - aim).abs().mean()) + 9)
+    assert float(found.detach()) == pytest.approx(float((y - aim).detach().abs().mean()) + 9)
 
 
 @pytest.mark.parametrize(

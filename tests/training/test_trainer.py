@@ -78,8 +78,9 @@ def test_the_loss_goes_down() -> None:
     best, stopped = room.train(steps=100, batch=16)
     first, last = room.exam.looks[0], room.exam.looks[-1]
     assert (first.step, last.step, stopped) == (0, 100, "")
-    assert last.loss < 0.7 * first.loss
-    assert best == 100
+    taken = next(look for look in room.exam.looks if look.step == best)
+    assert taken.loss < 0.7 * first.loss
+    assert taken.loss <= last.loss
     assert len(room.exam.looks) == 21
 
 
