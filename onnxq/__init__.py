@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from onnxq.diagnosis.findings import Diagnosis
     from onnxq.errors import OnnxqError
     from onnxq.evaluation import Evaluation
+    from onnxq.diffing import diff
     from onnxq.finetuning import finetune
+    from onnxq.graphdiff.findings import GraphDiff
+    from onnxq.linting import Lint, lint
     from onnxq.options import Options
     from onnxq.plan import Plan
     from onnxq.proof import Proof
@@ -32,11 +35,15 @@ HOMES = {
     "bench": "onnxq.api",
     "calibrate": "onnxq.api",
     "inspect": "onnxq.api",
+    "lint": "onnxq.linting",
+    "Lint": "onnxq.linting",
     "optimize": "onnxq.api",
     "describe_passes": "onnxq.api",
     "evaluate": "onnxq.api",
     "explain": "onnxq.api",
     "finetune": "onnxq.finetuning",
+    "diff": "onnxq.diffing",
+    "GraphDiff": "onnxq.graphdiff.findings",
     "validate": "onnxq.api",
     "OnnxqError": "onnxq.errors",
     "Plan": "onnxq.plan",
@@ -56,6 +63,7 @@ __all__ = [
     "Diagnosis",
     "Evaluation",
     "Lesson",
+    "Lint",
     "OnnxqError",
     "Options",
     "Plan",
@@ -66,10 +74,12 @@ __all__ = [
     "bench",
     "calibrate",
     "describe_passes",
+    "diff",
     "evaluate",
     "explain",
     "finetune",
     "inspect",
+    "lint",
     "optimize",
     "validate",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxq import __version__, finetune_command, flags, wishes
+from onnxq import __version__, diff_command, finetune_command, flags, lint_command, wishes
 from onnxq.errors import RecipeError
 from onnxq.reporting import check_outputs, report, told, write_plan
 
@@ -158,6 +158,7 @@ def optimize(
 
 
 app.command()(finetune_command.finetune)
+app.command()(diff_command.diff)
 
 
 @app.command()
@@ -351,6 +352,9 @@ def bench(
     ]
     report({"models": rows}, lambda: tables.timings(rows), as_json, quiet)
     return 0
+
+
+app.command()(lint_command.lint)
 
 
 @app.command()
