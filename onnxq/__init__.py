@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnxq.plan import Plan
     from onnxq.proof import Proof
     from onnxq.recipe import Contract, Recipe
+    from onnxq.report import write_report
     from onnxq.result import Result
 
 HOMES = {
@@ -54,6 +55,7 @@ HOMES = {
     "Lesson": "onnxq.curriculum",
     "Diagnosis": "onnxq.diagnosis.findings",
     "Evaluation": "onnxq.evaluation",
+    "write_report": "onnxq.report",
 }
 """Where the public names live; they are imported when they are first used, so that `onnxq --help` is quick."""
 
@@ -82,6 +84,7 @@ __all__ = [
     "lint",
     "optimize",
     "validate",
+    "write_report",
 ]
 
 

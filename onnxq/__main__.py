@@ -40,7 +40,7 @@ def run(words: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     wrong_use: type[Exception] = typer.BadParameter.__bases__[0]  # of every error about the words themselves
     try:
-        with command.make_context("onnxq", list(words)) as context:
+        with command.make_context("onnxq", list(words), obj=tuple(words)) as context:
             code = command.invoke(context)
         sys.stdout.flush()
         return int(code or DONE)

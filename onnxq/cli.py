@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onnxq import __version__, diff_command, finetune_command, flags, lint_command, wishes
 from onnxq.errors import RecipeError
-from onnxq.reporting import check_outputs, report, told, write_plan
+from onnxq.reporting import check_outputs, check_page, report, told, write_page, write_plan
 
 if TYPE_CHECKING:
     from onnxq.proof import Proof
@@ -44,6 +45,7 @@ def onnxq(
 
 @app.command()
 def optimize(
+    context: typer.Context,
     model: flags.Model,
     output: flags.Output = None,
     data: flags.CalibrationData = None,
@@ -87,6 +89,7 @@ def optimize(
     cache: flags.CacheFolder = None,
     no_cache: flags.NoCache = False,
     save_plan: flags.SavePlan = None,
+    page: flags.Report = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> int:
@@ -120,9 +123,10 @@ def optimize(
     memo = wishes.memo_of(cache, no_cache)
     chosen = wishes.make_wish(recipe, asked)
     followed = None if plan is None else read_plan(plan)
-    for written in (output, save_plan, keep_best):
+    for written in (output, save_plan, keep_best, page):
         wishes.keep_apart(written, data=data, validation=validation, recipe=recipe, plan=plan)
-    check_outputs(model, {"--output": output, "--save-plan": save_plan, "--keep-best": keep_best})
+    check_outputs(model, {"--output": output, "--save-plan": save_plan, "--keep-best": keep_best, "--report": page})
+    check_page(page)
     with told(quiet) as progress:
         result = api.optimize(
             model,
@@ -153,6 +157,7 @@ def optimize(
     result = write_plan(result, save_plan)
     contract = (followed.recipe if followed else chosen).contract
     shown = result.model_copy(update={"plan": result.plan.brief()}) if result.plan else result
+    write_page(shown, page, context, model.name)
     report(shown, lambda: diagnosis_table.below(tables.result(model, result, contract), result), as_json, quiet)
     return 1 if result.status == "rejected" else 0
 
@@ -201,6 +206,7 @@ def inspect(model: flags.Model, as_json: flags.AsJson = False, quiet: flags.Quie
 
 @app.command()
 def validate(
+    context: typer.Context,
     reference: flags.FloatModel,
     candidate: flags.OtherModel,
     data: flags.NeededData,
@@ -215,6 +221,7 @@ def validate(
     threads: flags.Threads = 1,
     batch: flags.Batch = 1,
     seconds: flags.Seconds = 3.0,
+    page: flags.Report = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> int:
@@ -223,6 +230,7 @@ def validate(
     from onnxq.options import Options
 
     contract = wishes.make_wish(None, {"contract": {"metric": metric, "max_drop": max_drop, "min_speedup": 0}}).contract
+    _check_pair(reference, candidate, data, page)
     with told(quiet) as progress:
         options = Options(
             threads=threads,
@@ -239,8 +247,17 @@ def validate(
     judged = None if max_drop is None else contract
     wanting += [reason for proof in proofs for reason in broken_limits(proof, judged)]
     document = {"passed": not wanting, "reasons": wanting, "proofs": proofs}
+    write_page(document, page, context, f"{candidate.name} beside {reference.name}")
     report(document, lambda: tables.proofs(candidate, proofs, judged, wanting), as_json, quiet)
     return 1 if wanting else 0
+
+
+def _check_pair(reference: Path, candidate: Path, data: str, page: Path | None) -> None:
+    """Find out before the work whether a report of two models can be written."""
+    wishes.keep_apart(page, data=data)
+    for model in (reference, candidate):
+        check_outputs(model, {"--report": page})
+    check_page(page)
 
 
 def broken_limits(proof: Proof, contract: Contract | None) -> list[str]:
@@ -303,6 +320,7 @@ def evaluate(
 
 @app.command()
 def explain(
+    context: typer.Context,
     reference: flags.FloatModel,
     candidate: flags.OtherModel,
     data: flags.NeededData,
@@ -310,6 +328,7 @@ def explain(
     samples: flags.NoiseSamples = 4,
     memory: flags.Memory = None,
     threads: flags.Threads = 1,
+    page: flags.Report = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> int:
@@ -317,9 +336,11 @@ def explain(
     from onnxq import api, diagnosis_table
     from onnxq.options import Options
 
+    _check_pair(reference, candidate, data, page)
     with told(quiet) as progress:
         options = Options(threads=threads, memory=wishes.bytes_of(memory), progress=progress)
         found = api.explain(reference, candidate, data=data, top=top, samples=samples, options=options)
+    write_page(found, page, context, f"{candidate.name} beside {reference.name}")
     report(found, lambda: diagnosis_table.diagnosis(candidate.name, found, top), as_json, quiet)
     return 0
 

@@ -9,7 +9,7 @@ import typer
 
 from onnxq import flags, wishes
 from onnxq.errors import RecipeError
-from onnxq.reporting import check_outputs, report, told, write_plan
+from onnxq.reporting import check_outputs, check_page, report, told, write_page, write_plan
 
 TRAINING = "Training"  # the panel of --help
 
@@ -135,6 +135,7 @@ CheckpointFile = Annotated[
 
 
 def finetune(
+    context: typer.Context,
     model: flags.Model,
     output: flags.Output = None,
     data: Data = None,
@@ -178,6 +179,7 @@ def finetune(
     cache: flags.CacheFolder = None,
     no_cache: flags.NoCache = False,
     save_plan: flags.SavePlan = None,
+    page: flags.Report = None,
     as_json: flags.AsJson = False,
     quiet: flags.Quiet = False,
 ) -> int:
@@ -214,9 +216,10 @@ def finetune(
     )  # fmt: skip
     memo, chosen = wishes.memo_of(cache, no_cache), wishes.make_wish(recipe or "static-int8", asked)
     followed = None if plan is None else read_plan(plan)
-    for written in (output, save_plan, checkpoint):
+    for written in (output, save_plan, checkpoint, page):
         wishes.keep_apart(written, data=data, validation=validation, recipe=recipe, plan=plan)
-    check_outputs(model, {"--output": output, "--save-plan": save_plan, "--checkpoint": checkpoint})
+    check_outputs(model, {"--output": output, "--save-plan": save_plan, "--checkpoint": checkpoint, "--report": page})
+    check_page(page)
     with told(quiet) as progress:
         result = finetuning.finetune(
             model,
@@ -241,5 +244,6 @@ def finetune(
     result = write_plan(result, save_plan)
     contract = (followed.recipe if followed else chosen).contract
     shown = result.model_copy(update={"plan": result.plan.brief()}) if result.plan else result
+    write_page(shown, page, context, model.name)
     report(shown, lambda: lesson_table.lesson(model, result, contract), as_json, quiet)
     return 1 if result.status == "rejected" else 0

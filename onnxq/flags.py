@@ -498,6 +498,16 @@ LeastAgreement = Annotated[
     ),
 ]
 
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        rich_help_panel=RESULT,
+        help="Write all of it as one page (.html) that opens offline and on a phone. Needs onnxq[report].",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[
     bool,
     typer.Option(

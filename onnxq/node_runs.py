@@ -120,7 +120,7 @@ def _run(node: Node, forms: Forms, layer: LayerSummary | None, time: float | Non
     makes = [float_name(tensor.name) for tensor in node.outputs]
     held = [name for name in (*makes, *(float_name(tensor.name) for tensor in node.inputs)) if name in forms]
     grid = _grid(held[0], forms) if held else {}
-    stored = {} if layer is None else {"weight": layer.type, "scales": layer.scales}
+    stored: dict[str, Any] = {} if layer is None else {"weight": layer.type, "scales": layer.scales}
     return NodeRun(node=node.name, op=node.op, makes=makes[0] if makes else "", microseconds=time, **grid, **stored)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq.errors import RecipeError
+import typer
+
+from onnxq.errors import OutputError, RecipeError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,6 +47,27 @@ def write_plan(result: Result, place: Path | None) -> Result:
     with replacing(place) as file:
         file.write_text(result.plan.to_json(), encoding="utf-8")
     return result
+
+
+def check_page(place: Path | None) -> None:
+    """Find out before the work whether a report can be made and written. Raises RecipeError or OutputError."""
+    if place is None:
+        return
+    from onnxq.report import check_extra
+
+    check_extra()
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"'{place.parent}' cannot be written to. Choose another folder for --report.")
+
+
+def write_page(document: Any, place: Path | None, context: typer.Context, subject: str) -> None:
+    """Write a document as a page, with the words that were typed to get it."""
+    if place is None:
+        return
+    from onnxq.report import write_report
+
+    words = context.obj or ()
+    write_report(document, place, command=shlex.join(["onnxq", *words]), subject=subject)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def test_every_folder_of_code_is_a_package_that_is_installed() -> None:
     setuptools = project()["tool"]["setuptools"]
     assert sorted(setuptools["packages"]) == sorted(names | {"onnxq.passes"})
     assert setuptools["package-dir"] == {"onnxq.passes": "passes"}
-    assert setuptools["package-data"] == {"onnxq": ["py.typed"]}
+    assert setuptools["package-data"]["onnxq"] == ["py.typed"]
     assert (ROOT / "onnxq" / "py.typed").exists()
 
 
