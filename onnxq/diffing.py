@@ -1,0 +1,43 @@
+"""What is different between two models: the page that strings the floors together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from onnxq.errors import RecipeError
+from onnxq.graphdiff.compare import compare
+from onnxq.graphdiff.findings import GraphDiff
+from onnxq.intake import NAMELESS
+from onnxq.modelfile import Source, load
+
+
+def diff(before: Source, after: Source) -> GraphDiff:
+    """Say what is different between two models, whoever made them.
+
+    Nodes are matched across fusion, folding, renaming and quantization. The order of nodes and the names of nodes and
+    inner tensors make no difference.
+
+    Args:
+        before: a path, the bytes of a model, or a `ModelProto`.
+        after: likewise.
+
+    Raises:
+        ModelError: a model cannot be read.
+    """
+    return compare(load(before), load(after), (_name(before), _name(after)))
+
+
+def _name(source: Source) -> str:
+    return Path(source).name if isinstance(source, (str, Path)) else str(NAMELESS)
+
+
+def page_writer() -> Callable[[GraphDiff, Path], None]:
+    """What draws a comparison as a page. Raises RecipeError where the packages for that are missing."""
+    try:
+        from onnxq.graphdiff.page import write
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"--html needs the package {error.name}. Install it with: pip install 'onnxq[report]'."
+        ) from None
+    return write

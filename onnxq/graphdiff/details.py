@@ -1,0 +1,276 @@
+"""What is different about two nodes that stand for each other: attributes, weights, scales, types and wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxq.graph import Array, Tensor, weight
+from onnxq.graphdiff import views
+from onnxq.graphdiff.families import COMMUTATIVE, family
+from onnxq.graphdiff.findings import Aspect, Detail
+from onnxq.graphdiff.grouping import Group, Grouping
+from onnxq.graphdiff.indexed import Indexed
+from onnxq.graphdiff.likeness import Weights
+
+SCALES = ("_scale", "_zero_point")
+
+NEAR = 0.1
+"""A channel whose factor is within this of 1 is not rescaled."""
+
+Origin = tuple[int, int] | str
+"""A group and which of its outputs (-1: it has other operators on the other side), or an end of the model."""
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Compares the main nodes of groups.
+
+    Attributes:
+        grouping: every node of both graphs.
+        weights: of both sides.
+    """
+
+    grouping: Grouping
+    weights: tuple[Weights, Weights]
+    _known: tuple[dict[str, frozenset[Origin]], dict[str, frozenset[Origin]]] = field(default_factory=lambda: ({}, {}))
+
+    @property
+    def sides(self) -> tuple[Indexed, Indexed]:
+        """Both graphs."""
+        return self.grouping.sides
+
+    def details(self, group: Group) -> list[Detail]:
+        """Every difference between the main nodes of a group."""
+        one, other = group.first[0], group.second[0]
+        first, second = self.sides
+        if first.forward[one] == second.forward[other]:
+            return []
+        same = first.nodes[one].op == second.nodes[other].op
+        found: list[Detail] = []
+        if first.local[one] != second.local[other] or first.is_computed(one) or second.is_computed(other):
+            found += self._attributes(one, other) if same else []
+            found += self._weights(one, other, same)
+            found += _grids(first, one, second, other)
+        if same or not any(detail.aspect == "requantized" for detail in found):  # which says it already
+            found += _types(first, one, second, other)
+        found += self._wiring(group, same)
+        return found
+
+    def _attributes(self, one: int, other: int) -> Iterator[Detail]:
+        first, second = self.sides
+        before, after = first.attributes[one], second.attributes[other]
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                stored = (first.nodes[one].attrs.get(name), second.nodes[other].attrs.get(name))
+                texts = [
+                    ""
+                    if value is None and name not in known
+                    else views.shown(known.get(name) if value is None else value)
+                    for value, known in zip(stored, (before, after), strict=True)
+                ]
+                yield _detail("attributes", name, texts)
+
+    def _weights(self, one: int, other: int, same: bool) -> Iterator[Detail]:
+        layers = [weights.layer(place) for weights, place in zip(self.weights, (one, other), strict=True)]
+        if layers[0] is not None and layers[1] is not None:
+            slots = [_slot(layer.node.op) for layer in layers if layer is not None]
+            yield from self._weight(one, other, slots, (layers[0].weight.values, layers[1].weight.values))
+        else:
+            slots = [-1, -1]
+        if same:
+            yield from self._operands(one, other, slots)
+
+    def _weight(self, one: int, other: int, slots: list[int], values: tuple[Array, Array]) -> Iterator[Detail]:
+        """The weight of a layer, whatever it is stored as."""
+        stored = [
+            _stored(side, side.nodes[place].inputs[slot])
+            for side, place, slot in zip(self.sides, (one, other), slots, strict=True)
+        ]
+        texts = [_held(tensor) for tensor in stored]
+        apart = _apart(*values)
+        if texts[0] != texts[1] or apart != 0:
+            rest = _rescaled(*values, axis=0 if self.sides[0].nodes[one].op.count("Conv") else -1)
+            if rest is not None and (apart is None or rest < apart / 2):
+                apart, texts[1] = rest, f"{texts[1]}, each channel rescaled"
+            name = stored[0].name if stored[0] is not None else self.sides[0].nodes[one].inputs[slots[0]].name
+            yield _detail("weights", name, texts, apart)
+
+    def _operands(self, one: int, other: int, slots: list[int]) -> Iterator[Detail]:
+        """Constants that two nodes of one operator read at the same place."""
+        roles = self.sides[0].roles(one)
+        nodes = self.sides[0].nodes[one], self.sides[1].nodes[other]
+        for slot in range(max(len(node.inputs) for node in nodes)):
+            role = roles[slot] if slot < len(roles) else f"input {slot}"
+            if slot in slots or role.endswith(SCALES):
+                continue
+            tensors = [
+                _stored(side, node.inputs[slot]) if slot < len(node.inputs) else None
+                for side, node in zip(self.sides, nodes, strict=True)
+            ]
+            keys = [
+                side.values.get(t.name) if t is not None else None for side, t in zip(self.sides, tensors, strict=True)
+            ]
+            if keys[0] != keys[1]:
+                apart = None if None in tensors else _apart(*(weight(t) for t in tensors if t is not None))
+                names = [tensor.name for tensor in tensors if tensor is not None]
+                yield _detail("weights", names[0] if names else role, [_held(tensor) for tensor in tensors], apart)
+
+    # wiring
+
+    def _wiring(self, group: Group, same: bool) -> Iterator[Detail]:
+        one, other = group.first[0], group.second[0]
+        node, twin = self.sides[0].nodes[one], self.sides[1].nodes[other]
+        slotted = same and node.op not in COMMUTATIVE and len(node.inputs) == len(twin.inputs)
+        if not slotted:
+            before, after = self._all(0, group.first), self._all(1, group.second)
+            if before != after:
+                yield _detail("rewired", "inputs", [self.names(0, before), self.names(1, after)])
+            return
+        roles = self.sides[0].roles(one)
+        for slot, (left, right) in enumerate(zip(node.inputs, twin.inputs, strict=True)):
+            before, after = self.origins(0, left.name), self.origins(1, right.name)
+            number = self.grouping.of[0][one]
+            before, after = self._outside(0, before, number), self._outside(1, after, number)
+            if before != after:
+                yield _detail("rewired", roles[slot], [left.name or "nothing", right.name or "nothing"])
+
+    def _outside(self, side: int, origins: frozenset[Origin], number: int) -> frozenset[Origin]:
+        """Origins without the own group: what that reads stands for it."""
+        if not any(isinstance(origin, tuple) and origin[0] == number for origin in origins):
+            return origins
+        group = self.grouping.groups[number]
+        inner = self._all(side, (group.second if side else group.first))
+        return frozenset(o for o in origins | inner if not (isinstance(o, tuple) and o[0] == number))
+
+    def _all(self, side: int, places: list[int]) -> frozenset[Origin]:
+        """Where everything comes from that some nodes read, themselves left out."""
+        number, indexed = self.grouping.of[side][places[0]], self.sides[side]
+        found = {
+            origin for place in places for _, name in indexed.operands(place) for origin in self.origins(side, name)
+        }
+        return frozenset(o for o in found if not (isinstance(o, tuple) and o[0] == number))
+
+    def origins(self, side: int, name: str) -> frozenset[Origin]:
+        """Where a tensor comes from: the next groups before it that both graphs have, and ends of the model."""
+        known, indexed, of = self._known[side], self.sides[side], self.grouping.of[side]
+        waiting = [name]
+        while waiting:
+            at = waiting[-1]
+            maker = indexed.makers.get(at)
+            if at in known or not at or at in indexed.fixed:
+                known.setdefault(at, frozenset())
+            elif maker is None:
+                known[at] = frozenset({indexed.ends.get(at, at)})
+            elif self.grouping.groups[of[maker]].paired and self.grouping.makes(side, maker):
+                known[at] = frozenset({(of[maker], self._output(side, maker, at))})
+            else:
+                read = [needed for _, needed in indexed.operands(maker)]
+                missing = [needed for needed in read if needed not in known]
+                if missing:
+                    waiting += missing
+                    continue
+                known[at] = frozenset().union(*(known[needed] for needed in read))
+            waiting.pop()
+        return known[name]
+
+    def _output(self, side: int, maker: int, name: str) -> int:
+        group = self.grouping.groups[self.grouping.of[side][maker]]
+        if len(group.first) != 1 or len(group.second) != 1:
+            return -1
+        return [tensor.name for tensor in self.sides[side].nodes[maker].outputs].index(name)
+
+    def names(self, side: int, origins: frozenset[Origin]) -> str:
+        """Origins as a reader knows them."""
+        found = []
+        for origin in origins:
+            if isinstance(origin, str):
+                found.append(origin.removeprefix("end "))
+            else:
+                group = self.grouping.groups[origin[0]]
+                found.append(self.sides[side].nodes[(group.second if side else group.first)[0]].name)
+        return ", ".join(sorted(found)) or "nothing"
+
+
+def _detail(aspect: Aspect, name: str, texts: Sequence[str], apart: float | None = None) -> Detail:
+    before, after = texts
+    return Detail(aspect=aspect, name=name, before=before, after=after, max_difference=apart)
+
+
+def _slot(op: str) -> int:
+    """Where a layer has its weight."""
+    return 3 if op in ("QLinearConv", "QLinearMatMul", "QGemm") else 1
+
+
+def _stored(side: Indexed, tensor: Tensor) -> Tensor | None:
+    """The constant behind an operand, through all that only changes its form; None where it depends on the input."""
+    while tensor.name and tensor.name not in side.constants:
+        maker = side.makers.get(tensor.name)
+        if maker is None or tensor.name not in side.fixed or not side.nodes[maker].inputs:
+            return None
+        tensor = side.nodes[maker].inputs[0]
+    return side.constants.get(tensor.name)
+
+
+def _held(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return ""
+    value = views.of_tensor(tensor).value
+    return f"{views.type_of(tensor)} {value}".rstrip()
+
+
+def _apart(one: Array, other: Array) -> float | None:
+    """The largest difference between two arrays of numbers; None where their shapes differ."""
+    if one.shape != other.shape or one.dtype == object or other.dtype == object:
+        return None
+    if ("float" in one.dtype.name) != ("float" in other.dtype.name):  # integers that stand for something else
+        return None
+    if not one.size:
+        return 0.0
+    found = np.abs(one.astype(np.float64) - other.astype(np.float64)).max()
+    return float(found) if np.isfinite(found) else None
+
+
+def _rescaled(one: Array, other: Array, axis: int) -> float | None:
+    """The largest difference that is left when a factor for each channel is taken out; None where none is needed."""
+    if one.shape != other.shape or not one.size:
+        return None
+    left, right = (np.moveaxis(part, axis, 0).reshape(part.shape[axis], -1).astype(np.float64) for part in (one, other))
+    power = (left * left).sum(axis=1)
+    factors = (left * right).sum(axis=1) / np.where(power > 0, power, 1)
+    if not np.isfinite(factors).all() or np.allclose(factors[power > 0], 1, atol=NEAR):
+        return None
+    return float(np.abs(left * factors[:, None] - right).max())
+
+
+def _grids(first: Indexed, one: int, second: Indexed, other: int) -> Iterator[Detail]:
+    """Operands that become integers on one side alone, or otherwise."""
+    before, after = dict(views.numbers(first, one)), dict(views.numbers(second, other))
+    renamed = family(first.nodes[one].op) == "MatMul" and {name.lower() for name in before} != set(before)
+    if renamed or {name.lower() for name in before} & {name.lower() for name in after}:
+        before, after = ({name.lower(): pair for name, pair in side.items()} for side in (before, after))
+    for name in dict.fromkeys([*before, *after]):
+        texts = [views.describe(*side[name]) if name in side else "" for side in (before, after)]
+        if texts[0] == texts[1] and not _unequal(before.get(name), after.get(name)):
+            continue
+        yield _detail("requantized", name, texts)
+
+
+Grid = tuple[Array | None, Array | None, str]
+
+
+def _unequal(one: Grid | None, other: Grid | None) -> bool:
+    if one is None or other is None:
+        return one is not other
+    return any(
+        not np.array_equal(a, b) for a, b in zip(one[:2], other[:2], strict=True) if a is not None and b is not None
+    )
+
+
+def _types(first: Indexed, one: int, second: Indexed, other: int) -> Iterator[Detail]:
+    """Outputs whose element type differs, where both are known."""
+    for left, right in zip(first.nodes[one].outputs, second.nodes[other].outputs, strict=False):
+        if left.dtype is not None and right.dtype is not None and left.dtype != right.dtype:
+            yield _detail("retyped", left.name, [str(np.dtype(tensor.dtype)) for tensor in (left, right)])
