@@ -23,7 +23,8 @@
   const size = (bytes) => bytes / 1048576;
 
   const frontier = () => {
-    const points = found.frontier, lost = points.every((point) => point.drop !== null);
+    const points = found.frontier, drops = new Set(points.map((point) => point.drop));
+    const lost = drops.size > 1 && !drops.has(null); // equal drops tell nothing apart
     const label = (p) => `${plain(p.file.split("/").pop())}<br>${size(p.size).toFixed(2)} MiB, ${p.milliseconds.toPrecision(3)} ms`;
     return [[{
       type: "scatter", mode: "markers", hoverinfo: "text", hovertext: points.map(label),

@@ -12,6 +12,12 @@ from onnxq.report.document import Document
 MOST_COPIES = 9
 """How often a pass may have named a node anew: `conv`, `conv_1`, ..."""
 
+PART = "Part of layer"
+"""How the reason of a node begins that became part of another one."""
+
+FUSED = "fused"
+"""Such nodes, which a plan calls float."""
+
 INSERTED = "inserted"
 """Nodes that no plan names: what goes between floats and integers."""
 
@@ -22,8 +28,9 @@ class Row:
 
     Attributes:
         name: of the node.
-        op: its operator, and what became of it.
-        treatment: what was decided.
+        op: its operator.
+        became: what took its place; empty where nothing did.
+        treatment: what was decided; `fused` where it became part of another node.
         weight: how its weight is stored.
         format: of the integers that it makes, or reads.
         reads: whether these are what it reads.
@@ -36,6 +43,7 @@ class Row:
 
     name: str
     op: str
+    became: str = ""
     treatment: str = ""
     weight: str = ""
     format: str = ""
@@ -85,7 +93,7 @@ class Runs:
 
 
 def _weight(node: Mapping[str, Any]) -> str:
-    spread = {0: "", 1: ", one scale"}.get(node["scales"], f", {node['scales']} scales")
+    spread = f" × {node['scales']}" if node["scales"] else ""
     return f"{node['weight']}{spread}" if node["weight"] else ""
 
 
@@ -100,17 +108,19 @@ def layer_rows(document: Document, proof: str) -> list[Row]:
 
 
 def _planned(name: str, node: Mapping[str, Any], runs: Runs) -> Row:
-    if name not in runs.places:
-        return Row(name, node["op"], node["treatment"], reason=node["reason"])
-    place = runs.places[name]
-    became = runs.nodes[place]["op"]
-    op = node["op"] if became == node["op"] else f"{node['op']} → {became}"
-    return Row(name, op, node["treatment"], reason=node["reason"], **runs.cells(place))
+    fused = node["reason"].startswith(PART) and name not in runs.places
+    known: dict[str, Any] = {"treatment": FUSED if fused else node["treatment"], "reason": node["reason"]}
+    if name in runs.places:
+        place = runs.places[name]
+        known |= {"became": runs.nodes[place]["op"], **runs.cells(place)}
+    if known.get("became") == node["op"]:
+        known["became"] = ""
+    return Row(name, node["op"], **known)
 
 
 def _other(runs: Runs, place: int, inserted: bool) -> Row:
     node = runs.nodes[place]
-    return Row(node["node"], node["op"], INSERTED if inserted else "", **runs.cells(place))
+    return Row(node["node"], node["op"], treatment=INSERTED if inserted else "", **runs.cells(place))
 
 
 @dataclass(frozen=True)
@@ -151,7 +161,7 @@ def float_groups(document: Document, proof: str) -> list[Group]:
 
 def _planned_floats(document: Document) -> Iterator[dict[str, Any]]:
     for name, node in (document("/plan/nodes") or {}).items():
-        if node["treatment"] == "float" and not node["reason"].startswith("Part of layer"):
+        if node["treatment"] == "float" and not node["reason"].startswith(PART):
             yield {"node": name, "op": node["op"], "reason": node["reason"]}
 
 
