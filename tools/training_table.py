@@ -80,7 +80,7 @@ CASES: Mapping[str, Case] = MappingProxyType({
         Case("resnet20-blocks", "cifar10_resnet20.onnx", cifar(128),
              {**STATIC, "activation": {"bits": 4}, "weight": {"bits": 4}}, {"method": "blocks", "steps": 200}),
         Case("mobilenetv1", "mobilenetv1_0.25_224.onnx", task("mobilenetv1"),
-             {**STATIC, "weight": {"per_channel": False}}, {"steps": 3000}),
+             {**STATIC, "weight": {"per_channel": False}}, {"steps": 1200, "hold": 0.06}),
         Case("stories260k", "stories260k.onnx", task("stories260k", own=True),
              {"mode": "weight-int4", "contract": {"metric": "perplexity"}}, {"batch": 16}),
     )
