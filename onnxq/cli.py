@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onnxq import __version__, diff_command, finetune_command, flags, lint_command, wishes
+from onnxq import __version__, diff_command, finetune_command, flags, lint_command, schema_command, wishes
 from onnxq.errors import RecipeError
 from onnxq.reporting import check_outputs, check_page, report, told, write_page, write_plan
 
@@ -386,6 +386,9 @@ def passes(as_json: flags.AsJson = False, quiet: flags.Quiet = False) -> int:
     found = api.describe_passes()
     report({"passes": found}, lambda: tables.passes(found), as_json, quiet)
     return 0
+
+
+app.command()(schema_command.schema)
 
 
 def _names(providers: str) -> tuple[str, ...]:
