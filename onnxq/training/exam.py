@@ -83,7 +83,7 @@ class Exam:
     def settle(self, broken: bool = False) -> int:
         """Keep the last state, unless an earlier one was clearly better, or the last is broken; the step it is of."""
         first, last = min(self.looks, key=_finite), self.looks[-1]
-        if not broken and math.isfinite(last.loss) and first.loss >= CLEARLY_BETTER * last.loss:
+        if not broken and first.loss >= CLEARLY_BETTER * last.loss:  # which no loss is that is not finite
             return last.step
         assert self.best is not None
         self.student.load_state_dict(self.best)

@@ -148,10 +148,18 @@ def test_weights_lie_in_their_range_and_are_fitted(bits: int, symmetric: bool) -
 
 
 def test_8_bits_are_not_fitted() -> None:
-    graph, _ = quantized(LINEAR, few(8), "x r")
-    (first, _) = weights_of(graph)
-    plain = quantize_weight(W["m"], FORMATS["int8"], axis=1)
-    np.testing.assert_array_equal(weight(first.inputs[0]), plain.values)
+    """Not even where one large number of 20 000 leaves coarse steps to all others."""
+    values = floats(20_000, 3, seed=12)
+    values[0] = 9
+    before = read("(float[batch,20000] x) => (float[a,b] y) { [one] y = MatMul(x, big) }", {"big": values})
+    form, found = FORMATS["int8"], {}
+    for bits in (7, 8):
+        plan = plan_of(before, few(bits), {"x": normal(before)["x"]})
+        (node,) = weights_of(apply(InsertQdq(), before, plan).graph)
+        found[bits] = weight(node.inputs[1])
+    plain = quantize_weight(values, form, axis=1).scale
+    np.testing.assert_array_equal(found[8], plain)
+    assert (found[7] < 1.8 * plain).all(), "those of 7 bits are"
 
 
 def test_more_bits_are_closer() -> None:

@@ -94,6 +94,11 @@ def test_blended_samples_lie_between_two() -> None:
     assert not np.array_equal(made, blended(batch, generator(4)).feeds["x"].numpy())
 
 
+def test_shares_of_two_samples_add_up() -> None:
+    alike = Batch({"x": torch.full((6, 2), 3.0)}, None, None)
+    np.testing.assert_allclose(blended(alike, generator(2)).feeds["x"].numpy(), 3, rtol=1e-6)
+
+
 def test_all_inputs_of_a_sample_are_blended_alike() -> None:
     (batch,) = batches(rows(6), 6, CPU)
     twice = Batch({"x": batch.feeds["x"], "z": batch.feeds["x"][:, None, :] * 2}, None, None)

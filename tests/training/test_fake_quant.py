@@ -106,6 +106,15 @@ def test_a_grid_for_each_block_with_scales_of_either_sign(name: str, axis: int) 
             np.testing.assert_array_equal(whole, affine.quantize(x[place][line], scale[one], zero[one], form))
 
 
+def test_halves_are_rounded_before_the_zero_point_is_added() -> None:
+    """To even numbers of steps, whether the zero point is even or odd."""
+    form, x = FORMATS["uint8"], np.array([-1.5, -0.5, 0.5, 1.5, 2.5], np.float32)
+    for zero in (100, 101):
+        expected = np.array([-2, 0, 0, 2, 2]) + zero
+        np.testing.assert_array_equal(quantizer(form, 1, zero).integers(torch.from_numpy(x)), expected)
+        np.testing.assert_array_equal(on(quantizer(form, 1, zero), x), expected - zero)
+
+
 def test_integers_on_other_scales() -> None:
     """Those that keep an accumulator from overflowing, above all."""
     form, x = FORMATS["int8"], X[:100].reshape(4, 25)
