@@ -102,7 +102,7 @@ def bars(histogram: Histogram) -> tuple[float, float, list[int]]:
 def _clipped(histogram: Histogram, plan: TensorPlan) -> float:
     """Share of the values in bins that lie beyond the range as a whole."""
     edges = (np.arange(2 * BINS + 1) - BINS) * histogram.width
-    beyond = (edges[1:] <= plan.low) | (edges[:-1] >= plan.high)
+    beyond = (edges[1:] < plan.low) | (edges[:-1] > plan.high)
     return float(histogram.counts[beyond].sum() / histogram.count)
 
 
