@@ -38,6 +38,7 @@ class NodeView(Record):
         op: its operator, with the domain before it where that is not the standard one.
         inputs: names of tensors; an empty one is left out.
         outputs: likewise.
+        captured: names of tensors that its bodies read.
         attributes: as text.
         grids: how operands become integers: `uint8, scale 0.0235, zero point 128`, by their name.
         bytes: of the weights that it reads; of those that several nodes read, the first one counts.
@@ -47,6 +48,7 @@ class NodeView(Record):
     op: str
     inputs: list[str]
     outputs: list[str]
+    captured: list[str] = []
     attributes: dict[str, str] = {}
     grids: dict[str, str] = {}
     bytes: int = 0
