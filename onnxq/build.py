@@ -237,15 +237,22 @@ def quantize(build: Build) -> None:
         build.apply(BALANCE, GIVEN)
         exact = build.graph
         build.apply(QUANTIZE, GIVEN)
-    if build.teach is not None:
-        with build.stage("train"):
-            build.lesson = build.teach(build, exact)
+    if build.mode not in WEIGHT_ONLY:
+        train(build, exact)
     if build.recipe.format == "integer":
         with build.stage("fold"):
             build.apply(FOLD, GIVEN | {Fact.QDQ})
     if build.mode in WEIGHT_ONLY:
         with build.stage("round"):
             round_weights(build, exact)
+        train(build, exact)  # from what was rounded
+
+
+def train(build: Build, exact: Graph) -> None:
+    """Train what was quantized, where that is asked for."""
+    if build.teach is not None:
+        with build.stage("train"):
+            build.lesson = build.teach(build, exact)
 
 
 def round_weights(build: Build, exact: Graph) -> None:

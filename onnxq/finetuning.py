@@ -20,7 +20,7 @@ from onnxq.intake import as_file, at_most, named, split, target_of
 from onnxq.metric import check
 from onnxq.modelfile import Source, check_output, load
 from onnxq.options import Options
-from onnxq.plan import NodePlan, Plan, Treatment
+from onnxq.plan import Plan, Treatment
 from onnxq.planning import plan_model
 from onnxq.recipe import WEIGHT_ONLY, Mode, Recipe
 from onnxq.result import Result
@@ -102,7 +102,7 @@ def finetune(
         start = build.graph, dict(build.changes)
         before, _ = attempt(build, first, start, replace(delivery, target=None, judged=False, proofs={}))
         build.teach = teach
-        result, _ = attempt(build, _from_floats(first), start, delivery)
+        result, _ = attempt(build, first, start, delivery)
     extra = {"lesson": build.lesson, "untrained": before.proof, "calibrated": len(build.calibration)}
     return result.model_copy(update=extra)
 
@@ -138,12 +138,3 @@ def _to_train(recipe: Recipe, plan: Plan | None) -> Recipe:
     if mode in WEIGHT_ONLY or plan is not None:
         return recipe
     return recipe.model_copy(update={"mode": mode, "least_sqnr": 0.0})
-
-
-def _from_floats(plan: Plan) -> Plan:
-    """The plan without integers that were chosen for weights as they are: training moves these."""
-
-    def bare(node: NodePlan) -> NodePlan:
-        return node.model_copy(update={"rounding": ""}) if node.rounding else node
-
-    return plan.model_copy(update={"nodes": {name: bare(node) for name, node in plan.nodes.items()}})

@@ -144,7 +144,7 @@ def test_the_interface_stays(model: Path, data: Path, tmp_path: Path) -> None:
 
 
 def test_the_result_tells_of_the_lesson(model: Path, data: Path, tmp_path: Path) -> None:
-    result = quickly(model, tmp_path / "out.onnx", data=data)
+    result = quickly(model, tmp_path / "out.onnx", data=data, recipe=static(3))
     assert result.status == "optimized"
     assert result.output == str(tmp_path / "out.onnx")
     assert isinstance(result.lesson, Lesson)

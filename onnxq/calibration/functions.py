@@ -70,18 +70,18 @@ def from_function(name: str, inputs: Sequence[TensorSpec]) -> Source:
     """
     title = f"python:{name}"
     with current_folder(), blamed(title):
-        call = find_function(name, title)
+        call = find_function(name, title, "python:MODULE:FUNCTION")
         return from_values(call(tuple(inputs)) if _requires_argument(call) else call(), inputs, title)
 
 
-def find_function(name: str, title: str) -> Callable[..., Any]:
+def find_function(name: str, title: str, form: str = "MODULE:FUNCTION") -> Callable[..., Any]:
     """The function `module:function`; `title` is what errors call it. Raises DataError, or what the import raises."""
     module, _, function = name.rpartition(":")
     if not module or not function:
-        raise DataError(f"{title} names no function. Write python:MODULE:FUNCTION.")
+        raise DataError(f"{title} names no function. Write {form}.")
     found: Callable[..., Any] | None = getattr(importlib.import_module(module), function, None)
     if found is None or not callable(found):
-        raise DataError(f"{title}: module {module!r} has no function {function!r}. Write python:MODULE:FUNCTION.")
+        raise DataError(f"{title}: module {module!r} has no function {function!r}. Write {form}.")
     return found
 
 

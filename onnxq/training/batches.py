@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,8 +82,3 @@ def endless(data: Data, size: int, device: torch.device, generator: torch.Genera
     """Batches without end, in a new order each time that all samples have been seen."""
     while True:
         yield from batches(shuffled(data, generator), size, device)
-
-
-def detached(found: Mapping[str, Tensor]) -> Tensors:
-    """The same tensors without their history."""
-    return {name: tensor.detach() for name, tensor in found.items()}

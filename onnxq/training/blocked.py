@@ -55,8 +55,8 @@ class Blueprint:
     biases: dict[str, Array] = field(default_factory=dict)
 
 
-def take_apart(exact: Graph, plan: Plan) -> tuple[Simulation, Blueprint]:
-    """A simulation of a float model whose weights are rounded as a plan has it.
+def take_apart(exact: Graph, plan: Plan, shelf: Shelf) -> tuple[Simulation, Blueprint]:
+    """A simulation of a float model whose weights are rounded as they lie on the shelf, or else as a plan has it.
 
     A weight that two layers read in different bits is rounded for the first.
 
@@ -68,9 +68,10 @@ def take_apart(exact: Graph, plan: Plan) -> tuple[Simulation, Blueprint]:
         name, bits = layer.weight.name, plan.nodes[layer.node.name].bits
         if name in found.layers:
             continue
-        blocks = blocked_weight(layer, plan.recipe.weight, bits)
+        blocks = shelf.get(shelf_name(layer, bits)) or blocked_weight(layer, plan.recipe.weight, bits)
         found.layers[name], found.blocks[name] = layer, blocks
-        weights[name] = Weight(weight(layer.weight), _grid(layer, blocks))
+        integers = blocks.integers() if _by_rows(layer) else blocks.integers().T
+        weights[name] = Weight(weight(layer.weight), _grid(layer, blocks), integers)
         if layer.bias is not None and len(layer.bias.outputs) == 1 and not exact.kept(layer.bias):
             found.biases[layer.bias.name] = weight(layer.bias)
     return Simulation(exact, _lookups(exact, plan, weights), {}, weights, found.biases), found

@@ -177,7 +177,9 @@ class Reconstruction:
         student, rate = self.student, rate_for(self.student, self.curriculum.rate)
         student.train()
         student.zero_grad(set_to_none=True)
-        torch.stack([made.float().square().mean() for made in student(given, names).values()]).sum().backward()  # type: ignore[no-untyped-call]
+        heard = [made.float().square().mean() for made in student(given, names).values() if made.requires_grad]
+        if heard:
+            torch.stack(heard).sum().backward()  # type: ignore[no-untyped-call]
         weights = [weight for weight in student.weights.values() if weight.values.grad is not None]
         groups: list[dict[str, object]] = [
             {"params": [quantizer.log_scale], "lr": rate * scale_rate(quantizer)}

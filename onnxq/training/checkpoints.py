@@ -39,7 +39,7 @@ class Checkpoint:
             "done": done,
             "looks": [(look.step, look.loss) for look in exam.looks],
             "best": exam.best,
-            "student": exam.student.state_dict(),
+            "student": exam.student.state(),
             "optimizer": None if optimizer is None else optimizer.state_dict(),
             "chance": torch.get_rng_state(),
         }
@@ -59,7 +59,7 @@ class Checkpoint:
             raise RecipeError(
                 f"Checkpoint '{self.file}' is of another model, data or curriculum. Name another file, or delete it."
             )
-        exam.student.load_state_dict(content["student"])
+        exam.student.restore(content["student"])
         if optimizer is not None:
             optimizer.load_state_dict(content["optimizer"])
         torch.set_rng_state(content["chance"])

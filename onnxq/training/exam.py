@@ -77,16 +77,17 @@ class Exam:
                 total, count = total + size * float(self.lost(batch)), count + size
         found = total / max(count, 1)
         if not self.looks or found < min(map(_finite, self.looks)):
-            self.best = {name: values.detach().clone() for name, values in self.student.state_dict().items()}
+            self.best = {name: values.clone() for name, values in self.student.state().items()}
         self.looks.append(Look(step=step, loss=found))
 
     def settle(self, broken: bool = False) -> int:
-        """Keep the last state, unless an earlier one was clearly better, or the last is broken; the step it is of."""
+        """Keep the last state, unless another was clearly better, or it is broken or no gain; the step it is of."""
         first, last = min(self.looks, key=_finite), self.looks[-1]
-        if not broken and first.loss >= CLEARLY_BETTER * last.loss:  # which no loss is that is not finite
+        gained = last.loss < self.looks[0].loss or len(self.looks) == 1
+        if not broken and gained and first.loss >= CLEARLY_BETTER * last.loss:  # which no loss is that is not finite
             return last.step
         assert self.best is not None
-        self.student.load_state_dict(self.best)
+        self.student.restore(self.best)
         return first.step
 
     def stands_still(self, patience: int) -> bool:

@@ -15,14 +15,14 @@ import torch
 from onnxq.build import Build
 from onnxq.calibration.data import Data
 from onnxq.curriculum import Curriculum, Lesson
-from onnxq.errors import RecipeError
+from onnxq.errors import DataError, RecipeError
 from onnxq.graph import Graph, weight
 from onnxq.layers import LAYERS
 from onnxq.memo import canonical
 from onnxq.plan import Plan, Treatment
 from onnxq.recipe import WEIGHT_ONLY
 from onnxq.study import fingerprint
-from onnxq.training import blocked, qdq
+from onnxq.training import blocked, qdq, written
 from onnxq.training.batches import channels_last
 from onnxq.training.blocks import Reconstruction, find_blocks
 from onnxq.training.checkpoints import Checkpoint
@@ -102,7 +102,7 @@ class Teaching:
             return self.data, self.data
         count = len(self.data)
         if count < 2:
-            raise RecipeError(f"{self.data.description}: training needs 2 samples at least. Give more data.")
+            raise DataError(f"{self.data.description}: training needs 2 samples at least. Give more data.")
         return self.data.split(max(1, count - max(1, round(self.curriculum.hold * count))))
 
     def _check_mix(self) -> None:
@@ -128,12 +128,12 @@ def _student(build: Build, exact: Graph) -> tuple[Simulation, Callable[[], None]
     plan = build.plan
     assert plan is not None
     if build.mode in WEIGHT_ONLY:
-        student, blocks = blocked.take_apart(exact, plan)
+        student, blocks = blocked.take_apart(exact, plan, build.shelf)
         return student, lambda: blocked.put_together(blocks, student, build.shelf, build.graph)
     student, parts = qdq.take_apart(build.graph, exact)
 
     def put_back() -> None:
-        qdq.put_together(parts, student)
+        written.put_together(parts, student)
         build.plan = _with_grids(plan, parts)
 
     return student, put_back

@@ -17,24 +17,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from onnxq.errors import ModelError
-from onnxq.graph import Array, Constant, Graph, Later, Node, is_constant, weight
+from onnxq.graph import Array, Graph, Node, is_constant, weight
 from onnxq.graph import Tensor as Edge
-from onnxq.numerics.affine import dequantize, quantize_bias, safe_weight_scale
-from onnxq.numerics.formats import FORMATS, INT32, Format
+from onnxq.numerics.affine import dequantize
+from onnxq.numerics.formats import FORMATS, Format
 from onnxq.training.fake_quant import Grid, Quantizer
 from onnxq.training.simulation import Simulation, Weight
-
-MOVERS = frozenset(
-    {
-        "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand",
-        "DepthToSpace", "Split", "Identity", "Resize",
-    }
-)  # fmt: skip
-"""Operators that may stand on integers, because they compute nothing."""
-
-JOINS = frozenset({"Concat", "Pad", *MOVERS})
-"""Operators whose input and output may have to share a scale. Pad on integers fills with what the grid tells."""
+from onnxq.training.sites import Site, constants_of, find_sites
 
 
 class Passing(nn.Module):
@@ -64,113 +53,6 @@ class Dequantizing(nn.Module):
     def forward(self, x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
         """(x - zero_point) * scale, for one scale."""
         return (x if zero_point is None else x.float() - zero_point.float()) * scale
-
-
-@dataclass
-class Site:
-    """Nodes that share the grid of an activation.
-
-    Attributes:
-        name: of the first tensor that is rounded.
-        form: the integers that it may hold.
-        quantizes: QuantizeLinear nodes.
-        others: what stands behind them, up to each DequantizeLinear.
-    """
-
-    name: str
-    form: Format
-    quantizes: list[Node] = field(default_factory=list)
-    others: list[Node] = field(default_factory=list)
-
-    @property
-    def tensors(self) -> set[str]:
-        """Everything that is called by the name of a tensor on this grid: what is rounded, and what comes of it."""
-        behind = (tensor.name for node in self.others if node.op == "DequantizeLinear" for tensor in node.outputs)
-        return {node.inputs[0].name for node in self.quantizes} | set(behind)
-
-    @property
-    def parameters(self) -> tuple[Array, Array]:
-        """Scale and zero point as the graph holds them."""
-        return constants_of(self.quantizes[0])
-
-
-def constants_of(node: Node) -> tuple[Array, Array]:
-    """Scale and zero point of a QuantizeLinear or DequantizeLinear. Raises ModelError."""
-    if not all(is_constant(tensor) for tensor in node.inputs[1:] if tensor.name):
-        raise ModelError(f"'{node.name}' ({node.op}): its scale or zero point is no constant, and cannot be trained.")
-    scale = weight(node.inputs[1])
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        return scale, weight(node.inputs[2])
-    integers = node.outputs[0] if node.op == "QuantizeLinear" else node.inputs[0]
-    return scale, np.zeros(scale.shape, integers.dtype or np.uint8)
-
-
-def find_sites(graph: Graph) -> list[Site]:
-    """The grids of activations: one for each tensor that is rounded, joined where operators between want one scale.
-
-    Raises:
-        ModelError: integers are read by something that has no gradient.
-    """
-    found: dict[str, Site] = {}
-    for node in graph.nodes:
-        if node.op != "QuantizeLinear" or node.domain or is_constant(node.inputs[0]):
-            continue
-        site = found[node.outputs[0].name] = _site(node)
-        for other in list(_before(node, found)):
-            if other is not site and _same_grid(site, other):
-                other.quantizes += site.quantizes
-                other.others += site.others
-                found.update({name: other for name, known in found.items() if known is site})
-                site = other
-    return list({id(site): site for site in found.values()}.values())
-
-
-def _site(node: Node) -> Site:
-    """A QuantizeLinear with everything that reads its integers."""
-    form = FORMATS[constants_of(node)[1].dtype.name]
-    waiting, others = list(node.outputs[0].outputs), []
-    while waiting:
-        reader = waiting.pop()
-        if reader in others:
-            continue
-        others.append(reader)
-        if reader.op == "Clip":
-            form = _cut(form, reader)
-        if reader.op in MOVERS or reader.op == "Clip":
-            waiting += [other for tensor in reader.outputs for other in tensor.outputs]
-        elif reader.op != "DequantizeLinear":
-            raise ModelError(
-                f"'{reader.name}' ({reader.op}) reads integers, and has no gradient. Train the Q/DQ model."
-            )
-    return Site(node.inputs[0].name, form, [node], others)
-
-
-def _cut(form: Format, clip: Node) -> Format:
-    """The format of few bits that a Clip on integers leaves. Raises ModelError where there is none."""
-    ends = [int(weight(tensor)) for tensor in clip.inputs[1:3] if tensor.name and is_constant(tensor)]
-    for bits in range(2, 9):
-        narrow = FORMATS[f"{form.name.rstrip('0123456789')}{bits}"]
-        if len(ends) == 2 and narrow.qmin <= ends[0] and ends[1] <= narrow.qmax:
-            return Format(narrow.name, bits, ends[0], ends[1], form.dtype, form.signed)
-    raise ModelError(f"'{clip.name}' (Clip): its limits {ends} fit no format of 2 to 8 bits.")
-
-
-def _before(node: Node, found: Mapping[str, Site]) -> Iterator[Site]:
-    """The sites of what a QuantizeLinear's operand was moved or joined from."""
-    waiting = list(node.inputs[0].inputs)
-    while waiting:
-        maker = waiting.pop()
-        if maker.op == "DequantizeLinear" and maker.inputs[0].inputs:
-            waiting.append(maker.inputs[0].inputs[0])
-        elif maker.op == "QuantizeLinear" and maker.outputs[0].name in found:
-            yield found[maker.outputs[0].name]
-        elif maker.op in JOINS or maker.op == "Clip":
-            waiting += [other for tensor in maker.inputs for other in tensor.inputs]
-
-
-def _same_grid(one: Site, other: Site) -> bool:
-    pairs = zip(one.parameters, other.parameters, strict=True)
-    return one.form == other.form and all(np.array_equal(a, b) for a, b in pairs)
 
 
 @dataclass
@@ -258,19 +140,18 @@ def _stored(node: Node, originals: Mapping[str, Node]) -> Weight:
     shape = scale.shape if axis is not None else ()
     form = _smallest(integers, zero, FORMATS[values.dtype.name])
     grid = Grid(form, scale.reshape(shape), zero.reshape(shape), axis, block)
-    floats = _dequantized(integers, grid)
-    return Weight(_original(node, originals, floats), grid)
+    wide, middle = (_wide(part, grid, integers) for part in (grid.scale, grid.zero_point))
+    floats = np.asarray((integers - middle) * wide, np.float32)
+    return Weight(_original(node, originals, floats), grid, integers)
 
 
-def _dequantized(integers: Array, grid: Grid) -> Array:
-    if not grid.block or grid.axis is None:
-        return dequantize(integers, grid.scale, grid.zero_point, grid.axis)
-    count = integers.shape[grid.axis]
-    scale, zero = (
-        np.take(np.repeat(part, grid.block, grid.axis), np.arange(count), grid.axis)
-        for part in (grid.scale, grid.zero_point)
-    )
-    return np.asarray((integers - zero) * scale, np.float32)
+def _wide(part: Array, grid: Grid, integers: Array) -> Array:
+    """Scales or zero points, shaped so that they broadcast to the integers."""
+    if grid.axis is None:
+        return part
+    if grid.block:
+        return np.take(np.repeat(part, grid.block, grid.axis), np.arange(integers.shape[grid.axis]), grid.axis)
+    return part.reshape([-1 if i == grid.axis % integers.ndim else 1 for i in range(integers.ndim)])
 
 
 def _smallest(integers: Array, zero: Array, container: Format) -> Format:
@@ -318,78 +199,3 @@ def _bias_values(edge: Edge) -> Array:
     axis = int(maker.attrs.get("axis", 1)) if scale.size > 1 else None
     shape = () if axis is None else scale.shape
     return dequantize(weight(maker.inputs[0]), scale.reshape(shape), zero.reshape(shape), axis)
-
-
-def put_together(plan: Blueprint, simulation: Simulation) -> None:
-    """Write what was trained into the constants of the Q/DQ graph."""
-    graph = plan.graph
-    constants = {name: values.detach().cpu().numpy() for name, values in simulation.constants.items()}
-    for site, quantizer in plan.sites:
-        _set_grid(graph, [*site.quantizes, *site.others], quantizer.learned(), site.name)
-    for node, module in plan.weights:
-        grid = module.quantizer.learned()
-        scale = _safe(plan, node, grid, constants)
-        _set_grid(graph, [node], Grid(grid.form, scale, grid.zero_point, grid.axis, grid.block), node.outputs[0].name)
-        node.inputs[0] = _like(graph, node.inputs[0], module.quantizer.integers(module.values, scale))
-    for name, edge in plan.biases.items():
-        if is_constant(edge):
-            graph.redirect(edge, Constant(edge.name, constants[name].astype(np.float32)))
-        else:
-            _set_bias(graph, edge, constants[name])
-
-
-def _set_grid(graph: Graph, nodes: list[Node], grid: Grid, name: str) -> None:
-    """Give scale and zero point to all nodes of a grid; a zero point that is left out is 0, and stays so."""
-    holders = [node for node in nodes if node.op in ("QuantizeLinear", "DequantizeLinear")]
-    scale = _like(graph, holders[0].inputs[1], grid.scale, f"{name}_scale")
-    explicit = [node for node in holders if len(node.inputs) > 2 and node.inputs[2].name]
-    zero = _like(graph, explicit[0].inputs[2], grid.zero_point, f"{name}_zero_point") if explicit else None
-    for node in holders:
-        node.inputs[1] = scale
-        if zero is not None and node in explicit:
-            node.inputs[2] = zero
-
-
-def _like(graph: Graph, old: Edge, values: Array, wish: str = "") -> Constant:
-    """A constant with other values, of the type and shape of an old one."""
-    kind, shape = np.dtype(old.dtype), tuple(int(size) for size in old.shape or ())  # type: ignore[arg-type]
-    made = np.ascontiguousarray(values.reshape(shape).astype(kind)).reshape(shape)
-    held = Later(shape, kind, lambda: made) if kind.isbuiltin != 1 else made
-    return Constant(graph.fresh(wish or f"{old.name}_trained"), held)
-
-
-def _input_scale(layer: Node) -> np.float32 | None:
-    """The scale of what a layer reads; None where that is a float."""
-    maker = layer.inputs[0].inputs[0] if layer.inputs[0].inputs else None
-    found = weight(maker.inputs[1]) if maker is not None and maker.op == "DequantizeLinear" else None
-    return np.float32(found.reshape(-1)[0]) if found is not None and found.size == 1 else None
-
-
-def _safe(plan: Blueprint, node: Node, grid: Grid, constants: Mapping[str, Array]) -> Array:
-    """The scales of a weight, raised where the accumulator of its layer could overflow."""
-    scale = grid.scale
-    for layer in node.outputs[0].outputs:
-        bias = layer.inputs[2].name if len(layer.inputs) > 2 else ""
-        given = _input_scale(layer)
-        if bias in constants and given is not None and not grid.block:
-            depth = int(np.prod(node.outputs[0].shape or (1,))) // max(1, constants[bias].size)  # type: ignore[arg-type]
-            scale = safe_weight_scale(constants[bias].reshape(-1), given, scale, depth)
-    return scale
-
-
-def _set_bias(graph: Graph, edge: Edge, values: Array) -> None:
-    """A bias as integers in units of its layer's two scales; as floats where no single layer tells them."""
-    (maker,) = edge.inputs
-    layer = edge.outputs[0] if len(edge.outputs) == 1 else None
-    given = _input_scale(layer) if layer is not None else None
-    behind = layer.inputs[1].inputs[0] if layer is not None and layer.inputs[1].inputs else None
-    if given is None or behind is None or behind.op != "DequantizeLinear":
-        graph.redirect(edge, graph.constant(f"{edge.name}_float", values.astype(np.float32)))
-        return
-    integers, scale = quantize_bias(values, given, weight(behind.inputs[1]).reshape(-1).squeeze())
-    maker.inputs[0] = Constant(graph.fresh(f"{maker.inputs[0].name}_trained"), integers)
-    maker.inputs[1] = Constant(graph.fresh(f"{edge.name}_scale"), scale)
-    if scale.ndim:
-        maker.attrs["axis"] = 0
-    if len(maker.inputs) > 2:
-        maker.inputs[2] = Constant(graph.fresh(f"{edge.name}_zero_point"), np.zeros(scale.shape, INT32.dtype))

@@ -14,6 +14,9 @@ from onnxq.training.batches import channels_last
 from onnxq.training.fake_quant import Grid, Quantizer
 from onnxq.training.interpreter import Interpreter
 
+NEARLY_HALF = 0.49
+"""How far from the middle of its step a weight may begin, so that it rounds to that."""
+
 LOWEST, HIGHEST = -0.1, 1.1
 """Where the share of a step that is added ends before it is cut off, so that it reaches 0 and 1."""
 
@@ -32,11 +35,28 @@ class Weight(nn.Module):
         upward: where it only rounds up or down, what decides about that; None otherwise.
     """
 
-    def __init__(self, values: Array, grid: Grid) -> None:
+    def __init__(self, values: Array, grid: Grid, integers: Array | None = None) -> None:
+        """Begin at floats; where these round to something else than integers that are known, as near as rounds to them.
+
+        Args:
+            values: the float weight.
+            grid: where its scales lie.
+            integers: what was found for it, shaped likewise; None for the nearest ones.
+        """
         super().__init__()
         self.values = nn.Parameter(channels_last(torch.from_numpy(np.array(values, np.float32))))
         self.quantizer = Quantizer(grid)
         self.upward: nn.Parameter | None = None
+        if integers is not None:
+            self._move_to(torch.from_numpy(integers.astype(np.float32)))
+
+    def _move_to(self, integers: Tensor) -> None:
+        scale, zero = self.quantizer.along_all(self.values)
+        other = torch.from_numpy(self.quantizer.integers(self.values).astype(np.float32)) != integers
+        with torch.no_grad():
+            middle, room = (integers - zero) * scale, NEARLY_HALF * scale.abs()
+            near = torch.minimum(torch.maximum(self.values, middle - room), middle + room)
+            self.values.copy_(torch.where(other, near, self.values))
 
     def forward(self, *_: Any) -> Tensor:
         """The weight as its layer will see it."""
@@ -124,6 +144,16 @@ class Simulation(nn.Module):
         held.update({name: module() for name, module in self.weights.items()})
         found: dict[str, Tensor] = self.interpreter(feeds, wanted)
         return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that is trained, by name, each once."""
+        return {name: values.detach() for name, values in self.named_parameters()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a state."""
+        with torch.no_grad():
+            for name, values in self.named_parameters():
+                values.copy_(state[name])
 
     @property
     def quantizers(self) -> list[Quantizer]:

@@ -82,7 +82,7 @@ def test_untouched_weights_are_rounded_as_without_training(form: str, kind: str)
     bits, wish = KINDS[kind]
     exact = model(form)
     plan = plan_of(exact, bits, **wish)
-    student, found = take_apart(exact, plan)
+    student, found = take_apart(exact, plan, Shelf())
     _, shelf = finished(exact, plan, found, student)
     untrained = run(QUANTIZE, exact, Context(TARGET, plan, Shelf()), GIVEN).graph
     for layer in blocked_layers(exact, plan.nodes):
@@ -103,7 +103,7 @@ def test_the_kernel_computes_what_was_trained(form: str, kind: str) -> None:
     bits, wish = KINDS[kind]
     exact = model(form)
     plan, feeds = plan_of(exact, bits, **wish), normal(exact)
-    student, found = take_apart(exact, plan)
+    student, found = take_apart(exact, plan, Shelf())
     before = simulated(student, feeds)["y"]
     jolt(student, 0.05)
     graph, _ = finished(exact, plan, found, student)
@@ -116,7 +116,7 @@ def test_the_kernel_computes_what_was_trained(form: str, kind: str) -> None:
 def test_biases_are_trained_and_come_back() -> None:
     exact = model("Gemm with bias")
     plan = plan_of(exact, 4)
-    student, found = take_apart(exact, plan)
+    student, found = take_apart(exact, plan, Shelf())
     assert list(found.biases) == ["b"]
     with torch.no_grad():
         student.constants["b"].add_(1.0)
@@ -128,7 +128,7 @@ def test_the_format_qdq_holds_what_was_trained() -> None:
     exact = model("two layers", 21)
     plan = plan_of(exact, 4, block_size=16)
     plan = plan.model_copy(update={"recipe": plan.recipe.model_copy(update={"format": "qdq"})})
-    student, found = take_apart(exact, plan)
+    student, found = take_apart(exact, plan, Shelf())
     jolt(student, 0.05)
     graph, _ = finished(exact, plan, found, student)
     assert ops(graph).count("DequantizeLinear") == 2
@@ -143,7 +143,7 @@ def test_a_table_that_is_looked_up_in_the_blocks_of_a_layer_is_trained_with_it(w
     exact = read(TIED % WAYS[way], {"t": W["t"], "shape": np.array([-1, 96]), **twins[way]})
     plan = plan_of(exact, bits, embedding_bits=4)
     assert plan.nodes["emb"].shares == "head"
-    student, found = take_apart(exact, plan)
+    student, found = take_apart(exact, plan, Shelf())
     jolt(student, 0.05)
     graph, _ = finished(exact, plan, found, student)
     assert [op for op in ops(graph) if op != "Reshape"] == ["GatherBlockQuantized", "MatMulNBits"]
@@ -154,7 +154,7 @@ def test_a_table_that_is_looked_up_in_the_blocks_of_a_layer_is_trained_with_it(w
 def test_layers_of_one_weight_are_trained_as_one() -> None:
     exact = read("(float[5,24] x) => (float[a,c] y) { [p] a = MatMul(x, o) r = Relu(a) [q] y = MatMul(r, o) }", W)
     plan = plan_of(exact, 4)
-    student, found = take_apart(exact, plan)
+    student, found = take_apart(exact, plan, Shelf())
     assert list(found.layers) == list(student.weights) == ["o"]
     jolt(student, 0.05)
     graph, _ = finished(exact, plan, found, student)
@@ -167,7 +167,7 @@ def test_what_a_plan_leaves_in_float_keeps_its_bits() -> None:
     plan = plan_of(exact, 4)
     kept = plan.nodes["two"].model_copy(update={"treatment": Treatment.FLOAT})
     plan = plan.model_copy(update={"nodes": {**plan.nodes, "two": kept}})
-    student, found = take_apart(exact, plan)
+    student, found = take_apart(exact, plan, Shelf())
     assert list(student.weights) == ["w"]
     assert sum(values.numel() for values in student.parameters()) < W["w"].size * 1.2
     jolt(student, 0.05)
@@ -179,7 +179,7 @@ def test_the_float_graph_is_not_touched() -> None:
     exact = model("Gemm, transposed weight")
     before = serialize(exact)
     plan = plan_of(exact, 4)
-    student, found = take_apart(exact, plan)
+    student, found = take_apart(exact, plan, Shelf())
     jolt(student, 0.1)
     finished(exact, plan, found, student)
     assert serialize(exact) == before
@@ -191,7 +191,7 @@ def test_a_language_model_runs_as_it_was_simulated() -> None:
     recipe = make_recipe({"mode": "weight-int4", "weight": {"method": "rtn"}})
     build, exact, data = planned("decoder", recipe, tokens)
     assert build.plan is not None
-    student, found = take_apart(exact, build.plan)
+    student, found = take_apart(exact, build.plan, Shelf())
     jolt(student, 0.01)
     put_together(found, student, build.shelf, build.graph)
     feeds = data.sample(0)

@@ -19,8 +19,9 @@ from onnxq.training.batches import batches  # noqa: E402
 from onnxq.training.blocks import Block, Reconstruction, _lost, find_blocks  # noqa: E402
 from onnxq.training.checkpoints import Checkpoint  # noqa: E402
 from onnxq.training.exam import Exam  # noqa: E402
-from onnxq.training.qdq import put_together, take_apart  # noqa: E402
+from onnxq.training.qdq import take_apart  # noqa: E402
 from onnxq.training.trainer import seeded  # noqa: E402
+from onnxq.training.written import put_together  # noqa: E402
 from tests.training.classroom import (  # noqa: E402
     CPU,
     curriculum,

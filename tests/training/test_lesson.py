@@ -12,7 +12,7 @@ import pytest
 from onnxq.build import Build
 from onnxq.calibration.data import Data
 from onnxq.curriculum import Lesson
-from onnxq.errors import OnnxqError, RecipeError
+from onnxq.errors import DataError, OnnxqError, RecipeError
 from onnxq.graph import Graph, weight
 from onnxq.recipe import Recipe, make_recipe
 from tests.onnx_text import floats, normal, read, serialize
@@ -239,7 +239,7 @@ def test_what_is_wrong_with_such_a_loss_is_said(function: str, says: str) -> Non
 def test_one_sample_is_too_few() -> None:
     room = Class()
     room.data = room.data.take(slice(0, 1))
-    with pytest.raises(RecipeError, match="training needs 2 samples at least"):
+    with pytest.raises(DataError, match="training needs 2 samples at least"):
         room.teach(steps=2)
 
 

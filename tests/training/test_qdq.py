@@ -23,9 +23,11 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch")
 from onnxq.pipeline import run  # noqa: E402
 from onnxq.spec import Fact  # noqa: E402
 from onnxq.training.batches import batches  # noqa: E402
-from onnxq.training.qdq import find_sites, put_together, take_apart  # noqa: E402
+from onnxq.training.qdq import take_apart  # noqa: E402
 from onnxq.training.simulation import Simulation  # noqa: E402
+from onnxq.training.sites import find_sites  # noqa: E402
 from onnxq.training.trainer import groups  # noqa: E402
+from onnxq.training.written import put_together  # noqa: E402
 from tests.training.classroom import (  # noqa: E402
     CPU,
     MODELS,
