@@ -14,6 +14,7 @@ from onnxq.graphdiff.findings import Aspect, Detail
 from onnxq.graphdiff.grouping import Group, Grouping
 from onnxq.graphdiff.indexed import Indexed
 from onnxq.graphdiff.likeness import Weights
+from onnxq.schemas import default_attributes
 
 SCALES = ("_scale", "_zero_point")
 
@@ -46,8 +47,8 @@ class Comparison:
         """Every difference between the main nodes of a group."""
         one, other = group.first[0], group.second[0]
         first, second = self.sides
-        if first.forward[one] == second.forward[other]:
-            return []
+        if first.forward[one] == second.forward[other]:  # the same, on inputs of another type perhaps
+            return list(_types(first, one, second, other))
         same = first.nodes[one].op == second.nodes[other].op
         found: list[Detail] = []
         if first.local[one] != second.local[other] or first.is_computed(one) or second.is_computed(other):
@@ -64,13 +65,7 @@ class Comparison:
         before, after = first.attributes[one], second.attributes[other]
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
-                stored = (first.nodes[one].attrs.get(name), second.nodes[other].attrs.get(name))
-                texts = [
-                    ""
-                    if value is None and name not in known
-                    else views.shown(known.get(name) if value is None else value)
-                    for value, known in zip(stored, (before, after), strict=True)
-                ]
+                texts = [_attribute(side, place, name) for side, place in ((first, one), (second, other))]
                 yield _detail("attributes", name, texts)
 
     def _weights(self, one: int, other: int, same: bool) -> Iterator[Detail]:
@@ -85,17 +80,18 @@ class Comparison:
 
     def _weight(self, one: int, other: int, slots: list[int], values: tuple[Array, Array]) -> Iterator[Detail]:
         """The weight of a layer, whatever it is stored as."""
-        stored = [
-            _stored(side, side.nodes[place].inputs[slot])
-            for side, place, slot in zip(self.sides, (one, other), slots, strict=True)
+        read = [
+            side.nodes[place].inputs[slot] for side, place, slot in zip(self.sides, (one, other), slots, strict=True)
         ]
-        texts = [_held(tensor) for tensor in stored]
+        stored = [_stored(side, tensor) for side, tensor in zip(self.sides, read, strict=True)]
+        grids = [_grid_before(side, tensor) for side, tensor in zip(self.sides, read, strict=True)]
+        texts = [", ".join(filter(None, (_held(tensor), grid))) for tensor, grid in zip(stored, grids, strict=True)]
         apart = _apart(*values)
         if texts[0] != texts[1] or apart != 0:
             rest = _rescaled(*values, axis=0 if self.sides[0].nodes[one].op.count("Conv") else -1)
             if rest is not None and (apart is None or rest < apart / 2):
                 apart, texts[1] = rest, f"{texts[1]}, each channel rescaled"
-            name = stored[0].name if stored[0] is not None else self.sides[0].nodes[one].inputs[slots[0]].name
+            name = stored[0].name if stored[0] is not None else read[0].name
             yield _detail("weights", name, texts, apart)
 
     def _operands(self, one: int, other: int, slots: list[int]) -> Iterator[Detail]:
@@ -199,6 +195,15 @@ def _detail(aspect: Aspect, name: str, texts: Sequence[str], apart: float | None
     return Detail(aspect=aspect, name=name, before=before, after=after, max_difference=apart)
 
 
+def _attribute(side: Indexed, place: int, name: str) -> str:
+    """An attribute as text; one that is left out as its default, or as nothing."""
+    node = side.nodes[place]
+    value = node.attrs.get(name)
+    if value is None:
+        value = default_attributes(node.op, node.domain or "", side.version(node)).get(name)
+    return "" if value is None else views.shown(value)
+
+
 def _slot(op: str) -> int:
     """Where a layer has its weight."""
     return 3 if op in ("QLinearConv", "QLinearMatMul", "QGemm") else 1
@@ -212,6 +217,19 @@ def _stored(side: Indexed, tensor: Tensor) -> Tensor | None:
             return None
         tensor = side.nodes[maker].inputs[0]
     return side.constants.get(tensor.name)
+
+
+def _grid_before(side: Indexed, tensor: Tensor) -> str:
+    """The scales of a weight that is stored in integers before its layer; empty where it is not."""
+    while tensor.name and tensor.name not in side.constants:
+        maker = side.makers.get(tensor.name)
+        if maker is None or not side.nodes[maker].inputs:
+            return ""
+        if side.nodes[maker].op == "DequantizeLinear":
+            scale, zero, _ = dict(views.numbers(side, maker)).get("x", (None, None, ""))
+            return views.describe(scale, zero, "")
+        tensor = side.nodes[maker].inputs[0]
+    return ""
 
 
 def _held(tensor: Tensor | None) -> str:

@@ -25,6 +25,9 @@ COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "Sum", "And", "Or", "Xor", 
 
 CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
+FOLDED = frozenset({"BatchNormalization", "Mul", "Div", "Add", "Sub", "Pad", "Transpose"})
+"""Operators that end in the weights or attributes of the one beside them."""
+
 SLIGHT = frozenset(
     {"Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Relu", "Clip", "Pad", "Dropout"}
     | {"BatchNormalization", "DynamicQuantizeLinear", "Constant"}

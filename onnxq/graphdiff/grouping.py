@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from onnxq.graphdiff.families import CONVERSIONS, is_integer
+import numpy as np
+
+from onnxq.graph import Node
+from onnxq.graphdiff.families import CONVERSIONS, FOLDED, is_integer
 from onnxq.graphdiff.indexed import Indexed
 from onnxq.graphdiff.matching import Matching
 
@@ -24,6 +27,29 @@ BETWEEN = "what is before and behind them"
 
 Places = list[int]
 Beside = Callable[[Indexed, int], Iterator[int]]
+
+
+@dataclass(frozen=True)
+class Taking:
+    """What belongs to a pair whose nodes differ; what depends on constants alone always does.
+
+    Attributes:
+        back: how far from it a node may be that does not follow it.
+        may: whether this node belongs to the main one.
+    """
+
+    back: int
+    may: Callable[[Node, Node], bool]
+
+
+REPLACED = Taking(FAR, lambda main, near: not (near.op in CONVERSIONS and is_integer(main)))
+"""For other operators. Conversions beside an integer one stand for themselves: they are the border of the integers."""
+
+STORED = Taking(FAR, lambda _, near: near.op not in CONVERSIONS)
+"""For a table whose rows are integers now: what makes floats of them."""
+
+SET = Taking(1, lambda _, near: near.op in FOLDED)
+"""For the same operator with other weights or attributes."""
 
 
 @dataclass
@@ -94,12 +120,12 @@ def group(matching: Matching) -> Grouping:
     found = Grouping(matching)
     for place, partner in sorted(matching.pairs.items()):
         found.add([place], [partner], matching.by[place])
-    _absorb(found, 0, _other_operators(found))
-    _absorb(found, 1, _other_operators(found))
+    for side in (0, 1):
+        _absorb(found, side, _other_operators(found), REPLACED)
     _join(found)
-    _absorb(found, 0, _other_settings(found), 1)
-    _absorb(found, 1, [number for number in _other_settings(found) if _retyped(found, number)])
-    _absorb(found, 1, _other_settings(found), constants_only=True)
+    for side in (0, 1):
+        _absorb(found, side, [number for number in _other_settings(found) if _stored_otherwise(found, number)], STORED)
+        _absorb(found, side, _other_settings(found), SET)
     for side in (0, 1):
         for places in _components(found, side):
             found.add(*((places, []) if side == 0 else ([], places)), "")
@@ -126,12 +152,13 @@ def _other_settings(found: Grouping) -> Places:
     ]
 
 
-def _retyped(found: Grouping, number: int) -> bool:
-    """Whether the main nodes of a group make something of another element type: others after it make up for that."""
+def _stored_otherwise(found: Grouping, number: int) -> bool:
+    """Whether the main nodes of a group make floats on one side and integers on the other."""
     first, second = found.sides
     pair = found.groups[number]
-    sides = first.nodes[pair.first[0]].outputs[:1], second.nodes[pair.second[0]].outputs[:1]
-    return all(sides) and None not in (kinds := {outputs[0].dtype for outputs in sides}) and len(kinds) == 2
+    made = [*first.nodes[pair.first[0]].outputs[:1], *second.nodes[pair.second[0]].outputs[:1]]
+    kinds = {"float" in np.dtype(tensor.dtype).name for tensor in made if tensor.dtype is not None}
+    return len(kinds) == 2
 
 
 def readers(side: Indexed, place: int) -> Iterator[int]:
@@ -154,50 +181,24 @@ def neighbours(side: Indexed, place: int) -> Iterator[int]:
     yield from readers(side, place)
 
 
-def _absorb(found: Grouping, side: int, numbers: Places, back: int = FAR, *, constants_only: bool = False) -> None:
-    """Give nodes that are in no group to the nearest of some pairs: what follows a pair first, then all others.
-
-    Args:
-        found: the groups so far.
-        side: of which graph.
-        numbers: the pairs.
-        back: how far from a pair a node may be that does not follow it.
-        constants_only: whether only nodes are taken that depend on constants alone.
-    """
-    for beside, most in ((followers, FAR), (neighbours, back)):
-        _absorb_beside(found, side, numbers, beside, most, constants_only)
-
-
-def _absorb_beside(
-    found: Grouping, side: int, numbers: Places, beside: Beside, most: int, constants_only: bool
-) -> None:
+def _absorb(found: Grouping, side: int, numbers: Places, taking: Taking) -> None:
+    """Give nodes that are in no group to the nearest of some pairs: what follows a pair first, then all others."""
     indexed = found.sides[side]
-    free = set(found.free(side))
-    waiting = deque((number, place, 0) for number in numbers for place in _places(found, side, number))
-    while waiting:
-        number, place, far = waiting.popleft()
-        for near in beside(indexed, place) if far < most else ():
-            if near in free and _may(found, side, number, near, constants_only):
-                free.discard(near)
-                found.put(side, near, number)
-                waiting.append((number, near, far + 1))
+    for beside, most in ((followers, FAR), (neighbours, taking.back)):
+        free = set(found.free(side))
+        waiting = deque((number, place, 0) for number in numbers for place in _places(found, side, number))
+        while waiting:
+            number, place, far = waiting.popleft()
+            core = indexed.nodes[_places(found, side, number)[0]]
+            for near in beside(indexed, place) if far < most else ():
+                if near in free and (not indexed.moving(near) or taking.may(core, indexed.nodes[near])):
+                    free.discard(near)
+                    found.put(side, near, number)
+                    waiting.append((number, near, far + 1))
 
 
 def _places(found: Grouping, side: int, number: int) -> Places:
     return found.groups[number].second if side else found.groups[number].first
-
-
-def _may(found: Grouping, side: int, number: int, place: int, constants_only: bool) -> bool:
-    """Whether a node may belong to a pair beside it.
-
-    Conversions beside an integer operator stand for themselves: they are the border of what runs on integers.
-    """
-    indexed = found.sides[side]
-    fixed = not indexed.moving(place)
-    if constants_only or fixed:
-        return fixed
-    core = indexed.nodes[_places(found, side, number)[0]]
-    return not (indexed.nodes[place].op in CONVERSIONS and is_integer(core))
 
 
 # Nodes without any pair

@@ -75,12 +75,16 @@ def operator(node: Node) -> str:
 
 def shown(value: Any) -> str:
     """An attribute as text, cut where it is long."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list) and value and isinstance(value[0], float):
+        return cut(f"[{', '.join(map(shown, value))}]")
     if not hasattr(value, "SerializeToString"):
         return cut(str(value))
     if value.HasField("t"):
         return f"tensor of {list(value.t.dims)}"
     if value.HasField("g"):
-        return f"graph of {len(value.g.node)} nodes"
+        return cut(f"graph of {', '.join(node.op_type for node in value.g.node) or 'no node'}")
     return cut(" ".join(str(value).split()))
 
 
