@@ -69,6 +69,8 @@ def limits(contract: Contract, proof: Proof, random: bool, provider: str = "", t
     if score is not None and not random:
         allowed, words = contract.limit(score.metric), f"{beside_limit(score, contract)}."
         kept = keeps(score, contract)
+        if kept and score.drop > allowed:
+            words = f"{words} With so few samples it may well be within it."
         found.append(
             Limit(of="accuracy", metric=score.metric, measured=score.drop, allowed=allowed, holds=kept, sentence=words)
         )

@@ -48,7 +48,9 @@
   const histogram = (index) => {
     const range = found.ranges[index];
     const middles = range.counts.map((_, bar) => range.start + (bar + 0.5) * range.width);
-    const kept = middles.map((x) => color(x < range.range_low || x > range.range_high ? "bad" : "accent"));
+    const beyond = (x) => // the last bar may reach past the largest value
+      (x < range.range_low && range.low < range.range_low) || (x > range.range_high && range.high > range.range_high);
+    const [cut, inside] = [color("bad"), color("accent")], kept = middles.map((x) => (beyond(x) ? cut : inside));
     const edge = (x) => ({ type: "line", xref: "x", yref: "paper", x0: x, x1: x, y0: 0, y1: 1, line: { color: color("ink"), width: 1, dash: "dot" } });
     return [[{
       type: "bar", x: middles, y: range.counts, width: range.width, marker: { color: kept, line: { width: 0 } },
@@ -65,7 +67,8 @@
   };
 
   const unpack = async () => {
-    const bytes = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+    const text = atob(document.getElementById("plotly").textContent), bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();
@@ -81,7 +84,7 @@
       library ??= unpack();
       library.then(() => draw(target)).then(() => { drawn.add(target); target.dataset.drawn = "yes"; });
     }
-  }, { rootMargin: "300px" });
+  }, { rootMargin: "600px" });
   for (const place of document.querySelectorAll(".plot")) watcher.observe(place);
   document.addEventListener("theme", () => drawn.forEach(draw));
 })();

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onnxq.report.document import Document
+from onnxq.spec import QUANTIZED_OPERATORS
 
 MOST_COPIES = 9
 """How often a pass may have named a node anew: `conv`, `conv_1`, ..."""
@@ -18,8 +19,8 @@ PART = "Part of layer"
 FUSED = "fused"
 """Such nodes, which a plan calls float."""
 
-INSERTED = "inserted"
-"""Nodes that no plan names: what goes between floats and integers."""
+INSERTED, FLOAT = "inserted", "float"
+"""Nodes that no plan names: what goes between floats and integers, and what nobody touched."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,10 @@ def _planned(name: str, node: Mapping[str, Any], runs: Runs) -> Row:
     return Row(name, node["op"], **known)
 
 
-def _other(runs: Runs, place: int, inserted: bool) -> Row:
+def _other(runs: Runs, place: int, planned: bool) -> Row:
     node = runs.nodes[place]
-    return Row(node["node"], node["op"], treatment=INSERTED if inserted else "", **runs.cells(place))
+    kind = INSERTED if node["op"] in QUANTIZED_OPERATORS else FLOAT
+    return Row(node["node"], node["op"], treatment=kind if planned else "", **runs.cells(place))
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ USUAL_CURES = (
     ("Without data", "Give --data."),
     ("opset", "Export the model with a newer opset."),
     ("faster in float", "Nothing to gain: integers would be slower here."),
+    ("saves no time", "Nothing to gain."),
+    ("has no integer kernel", "Nothing to do here; another target may have one."),
     ("neighbours are float", "Nothing to gain on its own: it follows its neighbours."),
 )
 """What helps, by words of the reason."""
