@@ -11,6 +11,8 @@ from onnxq.graphdiff.findings import GraphDiff
 from onnxq.intake import NAMELESS
 from onnxq.modelfile import Source, load
 
+INSTALL = "Install it with: pip install 'onnxq[report]'."
+
 
 def diff(before: Source, after: Source) -> GraphDiff:
     """Say what is different between two models, whoever made them.
@@ -35,9 +37,10 @@ def _name(source: Source) -> str:
 def page_writer() -> Callable[[GraphDiff, Path], None]:
     """What draws a comparison as a page. Raises RecipeError where the packages for that are missing."""
     try:
+        from onnxq.graphdiff.layout import VERSION, is_safe
         from onnxq.graphdiff.page import write
     except ModuleNotFoundError as error:
-        raise RecipeError(
-            f"--html needs the package {error.name}. Install it with: pip install 'onnxq[report]'."
-        ) from None
+        raise RecipeError(f"--html needs the package {error.name}. {INSTALL}") from None
+    if not is_safe(VERSION):
+        raise RecipeError(f"--html needs another igraph than {VERSION}, which crashes now and then. {INSTALL}")
     return write
