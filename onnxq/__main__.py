@@ -73,11 +73,16 @@ def _usage(error: Exception) -> str:
 
 def complain(error: BaseException, message: str, words: Sequence[str], code: int = WRONG) -> int:
     """Say what is wrong in one line, and as JSON where that was asked for."""
-    line = " ".join(message.split())
+    line = printable(" ".join(message.split()))
     print(f"onnxq: error: {line}", file=sys.stderr)
     if "--json" in words:
         print(json.dumps({"error": {"type": type(error).__name__, "message": line}}, indent=1))
     return code
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey written out: names in a model may hold anything."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 if __name__ == "__main__":

@@ -123,8 +123,8 @@ def _stamp(model: ModelProto, graph: Graph) -> None:
     used = {""} | {node.domain or "" for node in graph.nodes} | {node.domain for body in inner for node in body.node}
     used |= {entry.domain for function in model.functions for entry in function.opset_import}
     del model.opset_import[:]
-    entries = [onnx.helper.make_opsetid(d, v) for d, v in sorted(graph.opsets.items()) if d in used]
-    model.opset_import.extend(entries)
+    kept = {domain: number for domain, number in graph.opsets.items() if domain in used} or graph.opsets
+    model.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in sorted(kept.items()))
     standard = [onnx.helper.make_opsetid("", graph.opset)]
     lowest = onnx.helper.find_min_ir_version_for(standard, ignore_unknown=True)
     # IR 3 lists every weight as an input; since 4 a weight need not be one, and 8 brought functions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from onnxq.wellformed import check_tensors, resolve_external
 
 EMBEDDED_LIMIT = 1_900_000_000
 """Bytes of weights up to which one file holds everything: protobuf ends at 2 GiB."""
+
+LARGEST = (1 << 31) - 1
+"""Bytes of the largest file that protobuf reads."""
 
 OUTSIDE_LIMIT = 1024
 """Bytes from which on a weight goes into the data file, where there is one."""
@@ -58,6 +62,13 @@ def load(source: Source) -> Graph:
 
 def _content(path: Path) -> bytes:
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a pipe or a device may never end
+            raise ModelError(f"'{path}' is no plain file. Write the model to one.")
+        if found.st_size > LARGEST:
+            raise ModelError(
+                f"'{path}' has {found.st_size} bytes, and no ONNX file has more than 2 GiB. Save it with external data."
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"'{path}' does not exist. Check the path.") from None

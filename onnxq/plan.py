@@ -203,5 +203,5 @@ def read_plan(path: Path) -> Plan:
         return make_plan(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise RecipeError(f"Plan '{path}' cannot be read ({error.strerror}). Check the path.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and lists in lists in lists, too
         raise RecipeError(f"Plan '{path}' is no JSON: {error}.") from error

@@ -37,6 +37,9 @@ LAYER_BATCH = 4
 LAYER_GROUP = 16
 """Inner tensors that are held at a time."""
 
+LAYER_RUNS = 64
+"""How often each model runs for that at most: graphs of thousands of nodes hold more tensors at a time."""
+
 
 class LayerError(Record):
     """Error of one inner tensor, with all errors that came before it: 10 log10(signal / noise)."""
@@ -156,8 +159,9 @@ def layer_errors(
     ]
     feeds = next(data.take(slice(0, LAYER_BATCH)).batches(LAYER_BATCH))
     errors: list[LayerError] = []
-    for start in range(0, len(names), LAYER_GROUP):
-        part = names[start : start + LAYER_GROUP]
+    size = max(LAYER_GROUP, -(-len(names) // LAYER_RUNS))
+    for start in range(0, len(names), size):
+        part = names[start : start + size]
         expected = _inner(reference, part, feeds)
         got = _inner(candidate, [forms[n][0] if n in forms else n for n in part], feeds)
         for name in part:

@@ -264,7 +264,7 @@ def read_recipe(path: Path) -> Recipe:
         return make_recipe(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise RecipeError(f"Recipe '{path}' cannot be read ({error.strerror}). Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and lists in lists in lists, too
         raise RecipeError(f"Recipe '{path}' is no TOML: {error}.") from error
 
 

@@ -15,6 +15,9 @@ from onnxq.errors import ModelError
 from onnxq.tensors import PACKED, Stored, nested
 
 KNOWN_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+DIGITS = 20
+"""More than this no offset and no length has: they are numbers of 64 bits."""
+
 COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 
@@ -128,13 +131,17 @@ def _entries(tensor: TensorProto) -> int:
 def _data_file(found: Found, homes: tuple[Path, Path]) -> Path:
     """The file that holds an external tensor; it lies below one of the homes, and is long enough."""
     location = found.place.get("location", "")
-    file = (homes[0] / location).resolve()
+    try:
+        file = (homes[0] / location).resolve()
+        is_file = file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with NUL in it, a link to itself
+        raise ModelError(f"{found.title} has no readable location: '{location[:80]}' ({_why(error)}).") from None
     if not location or Path(location).is_absolute() or not any(file.is_relative_to(home) for home in homes):
         raise ModelError(
             f"{found.title} keeps its data in '{location}', outside the model's folder. "
             "Move the data beside the model and save it again."
         )
-    if not file.is_file():
+    if not is_file:
         raise ModelError(
             f"The data of {_lower(found.title)} is missing: there is no '{location}' beside the model. "
             "Copy it there, or export the model again."
@@ -156,9 +163,13 @@ def _data_file(found: Found, homes: tuple[Path, Path]) -> Path:
 
 def _number(found: Found, key: str, default: int) -> int:
     text = found.place.get(key, str(default))
-    if not text.isdecimal():
-        raise ModelError(f"{found.title} has no readable {key}: '{text}'. Export the model again.")
+    if not text.isdecimal() or len(text) > DIGITS:
+        raise ModelError(f"{found.title} has no readable {key}: '{text[:80]}'. Export the model again.")
     return int(text)
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)[:80]
 
 
 def _lower(title: str) -> str:

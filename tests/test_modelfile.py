@@ -655,6 +655,13 @@ def test_the_model_is_moved_after_its_data(tmp_path: Path, monkeypatch: pytest.M
     assert moved == ["a.onnx.data", "a.onnx"]
 
 
+def test_a_model_that_uses_none_of_its_operators_keeps_their_versions(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    made = helper.make_model(helper.make_graph([], "g", [info], [info]), opset_imports=[helper.make_opsetid("a.b", 1)])
+    save(load(made), tmp_path / "out.onnx")
+    assert load(tmp_path / "out.onnx").opsets == {"a.b": 1}
+
+
 def test_the_old_file_is_replaced(tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     output.write_bytes(b"old")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from numpy.lib import format as npy
 from onnxq.calibration.feeds import LABELS, Feed, Source, as_array, check_names, left_out
 from onnxq.errors import DataError
 from onnxq.interface import TensorSpec, describe
+from onnxq.runtime import free_memory
 
 
 @dataclass(frozen=True)
@@ -131,21 +134,36 @@ def from_npz(path: Path, inputs: Sequence[TensorSpec]) -> Source:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             check_names(members, inputs, str(path))
             return from_arrays({n: _member(path, archive, info) for n, info in members.items()}, inputs, str(path))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz file ({error}). Write it with numpy.savez.") from error
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(info) as stream:
         version = npy.read_magic(stream)
-        if info.compress_type == zipfile.ZIP_STORED and version in ((1, 0), (2, 0)):
+        if version in ((1, 0), (2, 0)):
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read_header(stream)
-            if not dtype.hasobject and 0 not in shape:
+            is_plain = not dtype.hasobject and 0 not in shape
+            if is_plain:
+                _check_size(info, stream.tell(), shape, dtype)
+            if is_plain and info.compress_type == zipfile.ZIP_STORED:
                 offset = _start(path, info) + stream.tell()
                 return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
     with archive.open(info) as stream:
         return np.asarray(npy.read_array(stream, allow_pickle=False))
+
+
+def _check_size(info: zipfile.ZipInfo, start: int, shape: Sequence[int], dtype: np.dtype) -> None:
+    """Raise ValueError where a member is not as long as it says, or is unpacked to more than there is memory."""
+    needed, held = math.prod(shape) * dtype.itemsize, info.file_size - start
+    if min(shape, default=1) < 0 or held != needed:
+        raise ValueError(f"'{info.filename}' holds {held} bytes where its shape {list(shape)} needs {needed}")
+    free = free_memory()
+    if info.compress_type != zipfile.ZIP_STORED and free is not None and needed > free:
+        raise ValueError(
+            f"'{info.filename}' unpacks to {needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB of memory are free"
+        )
 
 
 def _start(path: Path, info: zipfile.ZipInfo) -> int:
