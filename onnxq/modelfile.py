@@ -16,6 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from onnxq.abandoned import LOCK, clear_abandoned, held
 from onnxq.errors import ModelError, OutputError
 from onnxq.graph import Constant, Graph, Later, Stored, embed, from_model, is_external, to_model
 from onnxq.wellformed import check_tensors, resolve_external
@@ -129,9 +130,13 @@ def check_output(source: Source, output: Path) -> None:
 def replacing(output: Path) -> Iterator[Path]:
     """A path to write to; it becomes `output` in one step when the block ends well, and vanishes when it does not.
 
+    Whoever is killed meanwhile leaves the old files, the new ones, or no model; and a hidden folder beside the output,
+    which goes at the next run.
+
     Raises:
         OutputError: the disk is full or the folder refuses.
     """
+    clear_abandoned(output)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     except OSError as error:
@@ -139,15 +144,33 @@ def replacing(output: Path) -> Iterator[Path]:
             f"'{output.parent}' cannot be written to ({error.strerror}). Choose another folder."
         ) from error
     try:
-        yield folder / output.name
-        for made in sorted(folder.iterdir(), key=lambda made: made.name == output.name):  # the model itself last
-            os.replace(made, output.parent / made.name)
+        with held(folder):
+            yield folder / output.name
+            _move(folder, output)
     except OSError as error:
         raise OutputError(
             f"'{output}' cannot be written ({error.strerror or error}). Free some space or choose another folder."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move(folder: Path, output: Path) -> None:
+    """Move what was made beside the output, the model itself last.
+
+    An old model whose data is replaced goes first: it must not be found with the data of another one.
+    """
+    made = [path for path in sorted(folder.iterdir()) if path.name not in (output.name, LOCK)]
+    kept = folder / f"{output.name}.old"
+    if output.exists() and any((output.parent / path.name).exists() for path in made):
+        os.replace(output, kept)
+    try:
+        for path in (*made, folder / output.name):
+            os.replace(path, output.parent / path.name)
+    except OSError:
+        if kept.exists() and all(path.exists() for path in made):  # the old data is still there
+            os.replace(kept, output)
+        raise
 
 
 def save(graph: Graph, path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from onnxq.errors import DataError, ProviderError, UnsupportedModel
+from onnxq.errors import DataError, OutputError, ProviderError, UnsupportedModel
 from onnxq.interface import TensorSpec
 
 ort.set_default_logger_severity(4)
@@ -189,10 +189,20 @@ class Session:
         """What ran since the session was made, in order of execution. Ends the recording; needs `profile=True`.
 
         `quantile` says which of the runs of a kernel gives its time: the median one, or a faster one below 0.5.
+
+        Raises:
+            OutputError: the disk was too full for the recording.
         """
         file = Path(self._session.end_profiling())
-        events = json.loads(file.read_text(encoding="utf-8"))
-        self._clean_up()
+        try:
+            events = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:  # the runtime does not say that it could not write
+            raise OutputError(
+                f"What the runtime recorded in '{file.parent}' was cut off. Free some space there, or name another "
+                "folder with the environment variable TMPDIR."
+            ) from error
+        finally:
+            self._clean_up()
         times: dict[tuple[str, str, str], list[float]] = {}
         for event in events:
             args = event.get("args", {})

@@ -78,6 +78,7 @@ FLOORS = {
     "onnxq.islands": 2,
     "onnxq.operands": 2,
     "onnxq.pipeline": 2,
+    "onnxq.abandoned": 0,
     "onnxq.axes": 1,
     "onnxq.bodies": 1,
     "onnxq.calibration": 1,

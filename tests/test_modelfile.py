@@ -123,6 +123,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     def refuse(self: Path) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    write(tmp_path, small())
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ModelError, match=r"m\.onnx' cannot be read \(Permission denied\)"):
         load(tmp_path / "m.onnx")
@@ -690,3 +691,46 @@ def test_graphs_without_a_file_have_no_folder() -> None:
     graph: Graph = load(small())
     assert graph.folder is None
     assert graph.files == frozenset()
+
+
+def test_an_old_model_is_never_found_with_new_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, seen = tmp_path / "out.onnx", []
+    with replacing(output) as path:
+        save(load(big(tmp_path)), path)
+    real = os.replace
+
+    def watch(source: Path, target: Path) -> None:
+        real(source, target)
+        seen.append((output.exists(), (tmp_path / "out.onnx.data").exists()))
+
+    monkeypatch.setattr(os, "replace", watch)
+    with replacing(output) as path:
+        save(load(tmp_path / "big.onnx"), path)
+    assert seen == [(False, True), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_the_old_model_comes_back_where_its_data_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    output, moves = tmp_path / "out.onnx", []
+    with replacing(output) as path:
+        save(load(big(tmp_path)), path)
+    before, real = output.read_bytes(), os.replace
+
+    def full(source: Path, target: Path) -> None:
+        moves.append(target)
+        if len(moves) == failing + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    def again() -> None:
+        with replacing(output) as path:
+            save(load(tmp_path / "big.onnx"), path)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match="No space left"):
+        again()
+    assert output.exists() == (failing == 1)
+    assert failing == 2 or output.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []

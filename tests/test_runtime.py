@@ -17,7 +17,7 @@ import pytest
 from onnx import parser
 
 from onnxq import runtime
-from onnxq.errors import DataError, ProviderError, UnsupportedModel
+from onnxq.errors import DataError, OutputError, ProviderError, UnsupportedModel
 from onnxq.interface import TensorSpec
 from onnxq.runtime import (
     CPU,
@@ -310,3 +310,15 @@ def test_a_provider_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch)
         assert not runtime.starts("CUDAExecutionProvider")
     assert runtime.starts(CPU)
     assert not runtime.starts("AbacusExecutionProvider")
+
+
+@pytest.mark.parametrize("content", ['[{"cat": "Node", "na', ""])
+def test_a_recording_that_was_cut_off_is_an_error(tmp_path: Path, content: str) -> None:
+    session = Session(runtime.SMALLEST, profile=True, threads=1)
+    session.run({"x": np.ones(1, np.float32)})
+    cut = Path(session._session.end_profiling())
+    cut.write_text(content)
+    session._session = SimpleNamespace(end_profiling=lambda: str(cut))
+    with pytest.raises(OutputError, match="cut off.*Free some space"):
+        session.kernels()
+    assert not cut.exists()
