@@ -319,6 +319,6 @@ def test_a_recording_that_was_cut_off_is_an_error(tmp_path: Path, content: str) 
     cut = Path(session._session.end_profiling())
     cut.write_text(content)
     session._session = SimpleNamespace(end_profiling=lambda: str(cut))
-    with pytest.raises(OutputError, match="cut off.*Free some space"):
+    with pytest.raises(OutputError, match=r"cut off.*Free some space"):
         session.kernels()
     assert not cut.exists()

@@ -95,7 +95,8 @@ def attempt(case: Case, recipe: str) -> Finding:
         else:
             finding.outcome, finding.reason = result.status, result.reason
             finding.problems += _of_result(case, original, result, output)
-        finding.problems += [f"left behind: {path.name}" for path in Path(folder).iterdir() if path != output]
+        known = {output.name, f"{output.name}.data"}
+        finding.problems += [f"left behind: {path.name}" for path in Path(folder).iterdir() if path.name not in known]
     return finding
 
 
