@@ -16,6 +16,7 @@ from onnxq import diffing
 from onnxq.options import Options
 from onnxq.recipe import Recipe
 from tests.browser.chromium import DESKTOP, PHONE, Window, opened
+from tests.browser.test_report_page import QUICK
 from tests.report.pages import read
 from tests.report.test_report import NASTY, nasty_model
 
@@ -39,7 +40,7 @@ def digits(browser: Browser, pages: Path) -> Path:
     before, after = ROOT / "models" / "digits.onnx", pages / "digits_static.onnx"
     data = ROOT / "models" / "digits_calibration.npz"
     options = Options(check=False, samples=16)
-    onnxq.optimize(before, after, data=data, recipe=Recipe(mode="static-int8", balance=False), options=options)
+    onnxq.optimize(before, after, data=data, recipe=QUICK, options=options)
     return write(before, after, pages / "digits_diff.html")
 
 

@@ -10,7 +10,7 @@ import pytest
 import onnxq
 from onnxq.curriculum import Lesson, Look
 from onnxq.options import Options
-from onnxq.recipe import Recipe
+from onnxq.recipe import Activation, Recipe, Weight
 from onnxq.result import Point
 from tests.browser.chromium import DESKTOP, PHONE, Window, opened
 from tests.report.pages import Shown, document, read, wrong_numbers
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
+
+QUICK = Recipe(
+    mode="static-int8",
+    balance=False,
+    least_sqnr=0,
+    activation=Activation(range="percentile"),
+    weight=Weight(rounding="nearest"),
+)
+"""Nothing that has to be searched for."""
 
 VISIBLE = """
 [...document.querySelectorAll("data")].filter((each) => each.getClientRects().length).map((each) => [
@@ -35,7 +44,7 @@ def digits(browser: Browser, pages: Path) -> Path:
         ROOT / "models" / "digits.onnx",
         pages / "digits.onnx",
         data=ROOT / "models" / "digits_calibration.npz",
-        recipe=Recipe(mode="static-int8"),
+        recipe=QUICK,
         options=Options(seconds=0.1, samples=32, explain=True),
     )
     looks = [Look(step=step, loss=2 / (step + 10)) for step in range(0, 100, 5)]
@@ -59,7 +68,7 @@ def docstrings(browser: Browser, pages: Path) -> Path:
         ROOT / "models" / "docstrings.onnx",
         pages / "docstrings.onnx",
         data=ROOT / "models" / "docstrings_calibration.npz",
-        recipe=Recipe(mode="static-int8", balance=False),
+        recipe=QUICK,
         options=Options(seconds=0.1, samples=16),
     )
     onnxq.write_report(found, pages / "docstrings.html", subject="docstrings.onnx")
