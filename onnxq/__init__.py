@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from onnxq.api import bench, calibrate, describe_passes, evaluate, explain, inspect, optimize, validate
     from onnxq.curriculum import Curriculum, Lesson
     from onnxq.diagnosis.findings import Diagnosis
+    from onnxq.diffing import diff
     from onnxq.errors import OnnxqError
     from onnxq.evaluation import Evaluation
-    from onnxq.diffing import diff
     from onnxq.finetuning import finetune
     from onnxq.graphdiff.findings import GraphDiff
     from onnxq.linting import Lint, lint
@@ -64,6 +64,7 @@ __all__ = [
     "Curriculum",
     "Diagnosis",
     "Evaluation",
+    "GraphDiff",
     "Lesson",
     "Lint",
     "OnnxqError",

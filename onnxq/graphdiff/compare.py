@@ -115,7 +115,8 @@ def _moved_outputs(comparison: Comparison) -> Iterator[InterfaceChange]:
         if name not in known or first.sources.get(name) == second.sources.get(name):
             continue
         origins = comparison.origins(0, name), comparison.origins(1, name)
-        if origins[0] != origins[1]:
+        constant = name in first.fixed and name in second.fixed and not comparison.same_constant(name, name)
+        if origins[0] != origins[1] or constant:
             before, after = (comparison.names(side, found) for side, found in enumerate(origins))
             yield InterfaceChange(what="output", name=name, before=f"made by {before}", after=f"made by {after}")
 

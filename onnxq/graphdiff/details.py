@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from onnxq.graph import Array, Tensor, weight
 from onnxq.graphdiff import views
 from onnxq.graphdiff.families import COMMUTATIVE, family
 from onnxq.graphdiff.findings import Aspect, Detail
+from onnxq.graphdiff.fingerprints import of_values
 from onnxq.graphdiff.grouping import Group, Grouping
 from onnxq.graphdiff.indexed import Indexed
 from onnxq.graphdiff.likeness import Weights
@@ -83,7 +85,7 @@ class Comparison:
         read = [
             side.nodes[place].inputs[slot] for side, place, slot in zip(self.sides, (one, other), slots, strict=True)
         ]
-        stored = [_stored(side, tensor) for side, tensor in zip(self.sides, read, strict=True)]
+        stored = [_stored(side, tensor.name) for side, tensor in zip(self.sides, read, strict=True)]
         grids = [_grid_before(side, tensor) for side, tensor in zip(self.sides, read, strict=True)]
         texts = [", ".join(filter(None, (_held(tensor), grid))) for tensor, grid in zip(stored, grids, strict=True)]
         apart = _apart(*values)
@@ -96,23 +98,48 @@ class Comparison:
 
     def _operands(self, one: int, other: int, slots: list[int]) -> Iterator[Detail]:
         """Constants that two nodes of one operator read at the same place."""
-        roles = self.sides[0].roles(one)
-        nodes = self.sides[0].nodes[one], self.sides[1].nodes[other]
-        for slot in range(max(len(node.inputs) for node in nodes)):
+        first, second = self.sides
+        names = [[t.name for t in side.nodes[at].inputs] for side, at in zip(self.sides, (one, other), strict=True)]
+        fixed = [[name in side.fixed for name in read] for side, read in zip(self.sides, names, strict=True)]
+        if first.nodes[one].op in COMMUTATIVE and fixed[0] == fixed[1][::-1]:
+            names[1].reverse()
+        roles = first.roles(one)
+        for slot, (left, right) in enumerate(zip_longest(*names, fillvalue="")):
             role = roles[slot] if slot < len(roles) else f"input {slot}"
-            if slot in slots or role.endswith(SCALES):
+            if slot in slots or role.endswith(SCALES) or not (left in first.fixed or right in second.fixed):
                 continue
-            tensors = [
-                _stored(side, node.inputs[slot]) if slot < len(node.inputs) else None
-                for side, node in zip(self.sides, nodes, strict=True)
-            ]
-            keys = [
-                side.values.get(t.name) if t is not None else None for side, t in zip(self.sides, tensors, strict=True)
-            ]
-            if keys[0] != keys[1]:
-                apart = None if None in tensors else _apart(*(weight(t) for t in tensors if t is not None))
-                names = [tensor.name for tensor in tensors if tensor is not None]
-                yield _detail("weights", names[0] if names else role, [_held(tensor) for tensor in tensors], apart)
+            if not self.same_constant(left, right):
+                yield self._constant(left, right, role)
+
+    def _constant(self, left: str, right: str, role: str) -> Detail:
+        """How a constant operand differs, and by how much."""
+        stored = [_stored(side, name) for side, name in zip(self.sides, (left, right), strict=True)]
+        values = [self._value(side, name) for side, name in enumerate((left, right))]
+        apart = None if values[0] is None or values[1] is None else _apart(values[0], values[1])
+        return _detail("weights", left or right or role, [_held(tensor) for tensor in stored], apart)
+
+    def same_constant(self, left: str, right: str) -> bool:
+        """Whether two tensors, each of its side, always hold the same."""
+        first, second = self.sides
+        if left not in first.fixed or right not in second.fixed:
+            return False
+        if first.sources.get(left) == second.sources.get(right):
+            return True
+        one, other = self._value(0, left), self._value(1, right)
+        return one is not None and other is not None and of_values(one) == of_values(other)
+
+    def _value(self, side: int, name: str) -> Array | None:
+        """What a tensor always holds; None where it depends on an input, or cannot be computed."""
+        indexed = self.sides[side]
+        if name in indexed.constants:
+            return weight(indexed.constants[name])
+        if name not in indexed.fixed:
+            return None
+        made = indexed.nodes[indexed.makers[name]].outputs
+        try:
+            return self.weights[side].constants.value(next(tensor for tensor in made if tensor.name == name))
+        except RecursionError:  # a chain of a thousand constants
+            return None
 
     # wiring
 
@@ -125,16 +152,21 @@ class Comparison:
             if before != after:
                 yield _detail("rewired", "inputs", [self.names(0, before), self.names(1, after)])
             return
-        roles = self.sides[0].roles(one)
-        for slot, (left, right) in enumerate(zip(node.inputs, twin.inputs, strict=True)):
-            before, after = self.origins(0, left.name), self.origins(1, right.name)
-            number = self.grouping.of[0][one]
-            before, after = self._outside(0, before, number), self._outside(1, after, number)
-            if before != after:
-                yield _detail("rewired", roles[slot], [left.name or "nothing", right.name or "nothing"])
+        number, roles = self.grouping.of[0][one], self.sides[0].roles(one)
+        captured = [side.captured(place) for side, place in zip(self.sides, (one, other), strict=True)]
+        read = [(roles[i], left.name, twin.inputs[i].name) for i, left in enumerate(node.inputs)]
+        read += [("bodies", left, right) for left, right in zip_longest(*captured, fillvalue="")]
+        for role, left, right in read:
+            if role == "bodies" and self.same_constant(left, right):
+                continue
+            before, after = self._outside(0, left, number), self._outside(1, right, number)
+            constant = role == "bodies" and (left in self.sides[0].fixed and right in self.sides[1].fixed)
+            if before != after or constant:
+                yield _detail("rewired", role, [left or "nothing", right or "nothing"])
 
-    def _outside(self, side: int, origins: frozenset[Origin], number: int) -> frozenset[Origin]:
-        """Origins without the own group: what that reads stands for it."""
+    def _outside(self, side: int, name: str, number: int) -> frozenset[Origin]:
+        """Where a tensor comes from; for the own group stands what that reads."""
+        origins = self.origins(side, name)
         if not any(isinstance(origin, tuple) and origin[0] == number for origin in origins):
             return origins
         group = self.grouping.groups[number]
@@ -209,14 +241,14 @@ def _slot(op: str) -> int:
     return 3 if op in ("QLinearConv", "QLinearMatMul", "QGemm") else 1
 
 
-def _stored(side: Indexed, tensor: Tensor) -> Tensor | None:
-    """The constant behind an operand, through all that only changes its form; None where it depends on the input."""
-    while tensor.name and tensor.name not in side.constants:
-        maker = side.makers.get(tensor.name)
-        if maker is None or tensor.name not in side.fixed or not side.nodes[maker].inputs:
+def _stored(side: Indexed, name: str) -> Tensor | None:
+    """The constant behind an operand, through all that is computed of it; None where it depends on the input."""
+    while name and name not in side.constants:
+        maker = side.makers.get(name)
+        if maker is None or name not in side.fixed or not side.nodes[maker].inputs:
             return None
-        tensor = side.nodes[maker].inputs[0]
-    return side.constants.get(tensor.name)
+        name = side.nodes[maker].inputs[0].name
+    return side.constants.get(name)
 
 
 def _grid_before(side: Indexed, tensor: Tensor) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from onnxq.graph import Constant, Graph, Node, Tensor, bodies, reads, stored_value, weight
-from onnxq.graphdiff.fingerprints import Outer, digest, of_attributes, of_values
+from onnxq.graph import Constant, Graph, Node, Tensor, bodies, stored_value, weight
+from onnxq.graphdiff.fingerprints import Outer, digest, of_attribute, of_attributes, of_values
 from onnxq.schemas import operand_names
 
 Read = tuple[int, int]
@@ -83,10 +83,9 @@ class Indexed:
     @cached_property
     def _operands(self) -> list[list[tuple[int, str]]]:
         found = []
-        for node in self.nodes:
+        for node, (_, captured) in zip(self.nodes, self._described, strict=True):
             own = [(slot, tensor.name) for slot, tensor in enumerate(node.inputs) if tensor.name]
-            captured = reads(node) - {name for _, name in own}
-            found.append([*own, *((-1, name) for name in sorted(captured))])
+            found.append([*own, *((-1, name) for name in dict.fromkeys(captured))])
         return found
 
     def moving(self, place: int) -> list[tuple[int, str]]:
@@ -110,7 +109,29 @@ class Indexed:
     @cached_property
     def attributes(self) -> list[dict[str, str]]:
         """Of each node, as texts that do not depend on names; bodies by what they compute."""
-        return [self._attributes(node, lambda name: self.values.get(name, "outer")) for node in self.nodes]
+        return [attributes for attributes, _ in self._described]
+
+    def captured(self, place: int) -> list[str]:
+        """What the bodies of a node read from the graph around them, body by body, as they first do."""
+        return self._described[place][1]
+
+    @cached_property
+    def _described(self) -> list[tuple[dict[str, str], list[str]]]:
+        return [self._describe(node) for node in self.nodes]
+
+    def _describe(self, node: Node) -> tuple[dict[str, str], list[str]]:
+        """The attributes of a node, and what is captured; of that the attributes tell only where it is read again."""
+        found = self._attributes(node, str)
+        captured: list[str] = []
+        for name, value in sorted(node.attrs.items()) if any(bodies(node)) else ():
+            seen: dict[str, str] = {}
+
+            def outer(name: str, seen: dict[str, str] = seen) -> str:
+                return seen.setdefault(name, self.values.get(name, f"outer {len(seen)}"))
+
+            found[name] = of_attribute(value, outer)
+            captured += seen
+        return found, captured
 
     def _attributes(self, node: Node, outer: Outer) -> dict[str, str]:
         attributes = {} if node.op == "Constant" and node.outputs[0].name in self.constants else node.attrs

@@ -1,8 +1,8 @@
 """Where nodes and blocks are drawn: in layers, by igraph's version of Sugiyama's method.
 
 Each block is laid out for itself, so that a page can unfold any of them: it only moves apart what is around it.
-igraph 1.0.0 ends the process with a segmentation fault on one in some thousand graphs, so it is not used: 0.10.8, 0.11.6
-and 0.11.9 do not on 36,000 random ones each.
+igraph 1.0.0 ends the process with a segmentation fault on one in some thousand graphs, so it is not used;
+0.10.8, 0.11.6 and 0.11.9 went through 36,000 random ones each.
 Source: Sugiyama, Tagawa, Toda: Methods for visual understanding of hierarchical system structures, 1981.
 """
 

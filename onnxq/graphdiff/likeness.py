@@ -38,7 +38,8 @@ class Weights:
     side: Indexed
 
     @cached_property
-    def _constants(self) -> Constants:
+    def constants(self) -> Constants:
+        """What is computed from constants alone."""
         return Constants(self.side.graph)
 
     @cached_property
@@ -54,7 +55,7 @@ class Weights:
         node = self.side.nodes[place]
         if family(node.op) not in ("Conv", "MatMul"):
             return None
-        reader = Reader(replace(self.side.graph, nodes=[node]), self._constants, {})
+        reader = Reader(replace(self.side.graph, nodes=[node]), self.constants, {})
         try:
             return next(reader.layers(), None) or next(reader.float_layers(), None)
         except (IndexError, KeyError, TypeError, ValueError):  # shapes that do not fit: nothing to be known by

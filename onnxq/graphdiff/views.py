@@ -44,7 +44,7 @@ def of_node(side: Indexed, place: int) -> NodeView:
         op=operator(node),
         inputs=[tensor.name for tensor in node.inputs],
         outputs=[tensor.name for tensor in node.outputs],
-        captured=[name for slot, name in side.operands(place) if slot < 0],
+        captured=list(dict.fromkeys(side.captured(place))),
         attributes={key: shown(value) for key, value in sorted(node.attrs.items())},
         grids=grids(side, place),
         bytes=side.holdings[place],
