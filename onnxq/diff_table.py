@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from onnxq.graphdiff.findings import Detail, Edit, GraphDiff, InterfaceChange, ModelView, NodeView
@@ -43,7 +44,7 @@ class Side:
 
 def differences(found: GraphDiff, *, everything: bool = False) -> RenderableType:
     """All of it; edits that are alike are shown once or twice and counted, unless everything is wanted."""
-    lines = [*_head(found)]
+    lines: list[RenderableType] = [*_head(found)]
     if found.interface:
         lines += [Text(), Text("@@ interface @@", style=PLACE), *map(_interface, found.interface)]
     sides = Side(found.before), Side(found.after)
@@ -102,7 +103,7 @@ def _operators(nodes: list[NodeView]) -> list[str]:
     return words[:OPERATORS] + [f"{len(words) - OPERATORS} others"] * (len(words) > OPERATORS)
 
 
-def _chunk(sides: tuple[Side, Side], edit: Edit, everything: bool) -> Iterator[Text]:
+def _chunk(sides: tuple[Side, Side], edit: Edit, everything: bool) -> Iterator[RenderableType]:
     sizes = (
         f", {size_of(edit.bytes_before)} -> {size_of(edit.bytes_after)}" if edit.bytes_before + edit.bytes_after else ""
     )
@@ -115,7 +116,7 @@ def _chunk(sides: tuple[Side, Side], edit: Edit, everything: bool) -> Iterator[T
     else:
         yield from _nodes("-", sides[0], edit.before, GONE, everything)
         yield from _nodes("+", sides[1], edit.after, NEW, everything)
-    yield from (_detail(detail, edit) for detail in edit.details)
+    yield from map(_detail, edit.details)
     yield from _grids(sides, edit)
     yield from _context(side.readers, [name for node in nodes for name in node.outputs], names)
 
@@ -141,7 +142,7 @@ def _line(mark: str, node: NodeView, style: str, said: str = "") -> Text:
     return Text(f"{mark} {op:<18} {node.name}{f'  {said}' if said else ''}", style=style, overflow="fold")
 
 
-def _detail(detail: Detail, edit: Edit) -> Text:
+def _detail(detail: Detail) -> RenderableType:
     before, after = detail.before, detail.after
     what = {"attributes": "attribute ", "rewired": "reads at ", "requantized": "grid of "}.get(detail.aspect, "")
     said = f"{before or 'none'} -> {after or 'none'}"
@@ -150,14 +151,18 @@ def _detail(detail: Detail, edit: Edit) -> Text:
     if before == after:
         said = f"{before or 'values'}, other values"
     apart = "" if detail.max_difference is None else f", differs by {detail.max_difference:.3g} at most"
-    return Text(f"      {what}{detail.name}: {said}{apart}", overflow="fold")
+    return _indented(f"{what}{detail.name}: {said}{apart}")
 
 
-def _grids(sides: tuple[Side, Side], edit: Edit) -> Iterator[Text]:
+def _grids(sides: tuple[Side, Side], edit: Edit) -> Iterator[RenderableType]:
     """The scales of conversions that came or went."""
     if edit.kind not in ("inserted", "removed"):
         return
     side, names = (sides[0], edit.before) if edit.before else (sides[1], edit.after)
     for name in names[:NODES]:
         for grid in side.nodes[name].grids.values():
-            yield Text(f"      {grid}", overflow="fold")
+            yield _indented(grid)
+
+
+def _indented(text: str) -> RenderableType:
+    return Padding(Text(text, overflow="fold"), (0, 0, 0, 6), expand=False)

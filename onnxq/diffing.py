@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from onnxq.errors import RecipeError
+from onnxq.build import typed
+from onnxq.errors import RecipeError, UnsupportedModel
+from onnxq.graph import Graph
 from onnxq.graphdiff.compare import compare
 from onnxq.graphdiff.findings import GraphDiff
 from onnxq.intake import NAMELESS
@@ -27,7 +29,16 @@ def diff(before: Source, after: Source) -> GraphDiff:
     Raises:
         ModelError: a model cannot be read.
     """
-    return compare(load(before), load(after), (_name(before), _name(after)))
+    return compare(_read(before), _read(after), (_name(before), _name(after)))
+
+
+def _read(source: Source) -> Graph:
+    """The graph, with the types that the runtime infers; with those of the file where the runtime refuses it."""
+    graph = load(source)
+    try:
+        return typed(graph)
+    except UnsupportedModel:
+        return graph
 
 
 def _name(source: Source) -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from onnxq.build import typed
-from onnxq.errors import OnnxqError
 from onnxq.graph import Graph
 from onnxq.graphdiff import views
 from onnxq.graphdiff.details import Comparison
@@ -22,14 +20,14 @@ from onnxq.graphdiff.matching import match
 
 
 def compare(first: Graph, second: Graph, names: tuple[str, str]) -> GraphDiff:
-    """Say what is different between two graphs.
+    """Say what is different between two graphs; neither is touched. Types count where both tell them.
 
     Args:
-        first: as it was; neither is touched.
+        first: as it was.
         second: as it is.
         names: of their files.
     """
-    sides = prepare(_typed(first), _typed(second))
+    sides = prepare(first, second)
     matching, weights = match(*sides)
     grouping = group(matching)
     comparison = Comparison(grouping, weights)
@@ -48,15 +46,6 @@ def compare(first: Graph, second: Graph, names: tuple[str, str]) -> GraphDiff:
         kept=kept,
         counts=_counts(edits, len(kept)),
     )
-
-
-def _typed(graph: Graph) -> Graph:
-    """A copy with the types that the runtime infers; with those of the file where the runtime refuses the model."""
-    copy = graph.copy()
-    try:
-        return typed(copy)
-    except OnnxqError:
-        return copy
 
 
 def make_edit(comparison: Comparison, one: Group) -> Edit | None:

@@ -16,7 +16,7 @@ from onnxq.graphdiff.fingerprints import of_values
 from onnxq.graphdiff.grouping import Group, Grouping
 from onnxq.graphdiff.indexed import Indexed
 from onnxq.graphdiff.likeness import Weights
-from onnxq.schemas import default_attributes
+from onnxq.opsets import default_attributes
 
 SCALES = ("_scale", "_zero_point")
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxq.bodies import StoredBody, labelled
 from onnxq.graph import Array, Constant, Stored, weight
+from onnxq.opsets import default_attributes
 from onnxq.parse import attribute
-from onnxq.schemas import default_attributes
 
 Outer = Callable[[str], str]
 """What stands for a tensor of the graph around a body."""

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from onnxq.graph import Constant, Graph, Node, Tensor, bodies, stored_value, weight
 from onnxq.graphdiff.fingerprints import Outer, digest, of_attribute, of_attributes, of_values
-from onnxq.schemas import operand_names
+from onnxq.opsets import operand_names
 
 Read = tuple[int, int]
 """The place of a node, and which of its inputs; -1 for what its bodies capture."""

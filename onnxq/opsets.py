@@ -1,4 +1,4 @@
-"""What the operator specifications say: the names of operands, and the values of attributes that are left out."""
+"""What the operator sets say: the names of operands, and the values of attributes that are left out."""
 
 from __future__ import annotations
 
