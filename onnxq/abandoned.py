@@ -20,7 +20,7 @@ LOCK = ".lock"
 LETTERS = 8
 """Random letters at the end of the name of such a folder, as `tempfile.mkdtemp` chooses them."""
 
-AGE = 3600.0
+AGE = 60.0
 """Seconds after which a folder without that file is abandoned: its owner was stopped before it could write one."""
 
 

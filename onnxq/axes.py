@@ -41,8 +41,6 @@ class Sizes:
     def settle(self, tensor: Tensor, found: Shape | None) -> None:
         """Remember a tensor: by numbers, else by names that were found, that are declared, or of its own."""
         stated = declared_sizes(tensor)
-        if not stated and tensor.inputs:  # the runtime says the same of a number and of what it knows nothing about
-            stated = None
         if not tensor.name or (found is None and stated is None):
             return
         rank = len(found if found is not None else stated or ())

@@ -199,13 +199,16 @@ class Graph:
         )
 
     def annotate(self, specs: Iterable[TensorSpec]) -> None:
-        """Fill in element types and shapes, as the runtime infers them, where the file does not say."""
+        """Fill in element types and shapes, as the runtime infers them, where the file does not say.
+
+        The runtime says () of a number, and of what it does not even know the rank of: that is no shape.
+        """
         tensors = self.tensors()
         for spec in specs:
             tensor = tensors.get(spec.name)
             if tensor is not None and not is_constant(tensor):
                 tensor.dtype = tensor.dtype or spec.dtype
-                tensor.shape = spec.shape if tensor.shape is None else tensor.shape
+                tensor.shape = (spec.shape or None) if tensor.shape is None else tensor.shape
 
     def copy(self) -> Graph:
         """A copy with nodes and tensors of its own; weights are shared handles."""

@@ -75,8 +75,8 @@ class Bench:
         return {path.name: path.read_bytes() for path in self.place.iterdir() if path.is_file()}
 
     def hidden(self) -> list[str]:
-        """Folders that runs left."""
-        return sorted(path.name for path in self.place.iterdir() if path.is_dir())
+        """Folders that runs left; one that was made and not yet locked when its run was killed stays for a minute."""
+        return sorted(path.name for path in self.place.iterdir() if path.is_dir() and any(path.iterdir()))
 
     def put(self, files: Files) -> None:
         """Lay these files out, and no others."""
