@@ -9,8 +9,8 @@ from itertools import zip_longest
 import numpy as np
 
 from onnxq.graph import Array, Tensor, weight
-from onnxq.graphdiff import views
-from onnxq.graphdiff.families import COMMUTATIVE, family
+from onnxq.graphdiff import grids_around, views
+from onnxq.graphdiff.families import COMMUTATIVE
 from onnxq.graphdiff.findings import Aspect, Detail
 from onnxq.graphdiff.fingerprints import of_values
 from onnxq.graphdiff.grouping import Group, Grouping
@@ -57,7 +57,7 @@ class Comparison:
             found += self._attributes(one, other) if same else []
             found += self._weights(one, other, same)
             found += _grids(first, one, second, other)
-        if same or not any(detail.aspect == "requantized" for detail in found):  # which says it already
+        if same or not (views.grids(first, one) or views.grids(second, other)):  # which say it already
             found += _types(first, one, second, other)
         found += self._wiring(group, same)
         return found
@@ -74,19 +74,24 @@ class Comparison:
         layers = [weights.layer(place) for weights, place in zip(self.weights, (one, other), strict=True)]
         if layers[0] is not None and layers[1] is not None:
             slots = [_slot(layer.node.op) for layer in layers if layer is not None]
-            yield from self._weight(one, other, slots, (layers[0].weight.values, layers[1].weight.values))
+            yield from self._weight(one, other, slots, (layers[0].weight.values, layers[1].weight.values), same)
         else:
             slots = [-1, -1]
         if same:
             yield from self._operands(one, other, slots)
 
-    def _weight(self, one: int, other: int, slots: list[int], values: tuple[Array, Array]) -> Iterator[Detail]:
-        """The weight of a layer, whatever it is stored as."""
+    def _weight(
+        self, one: int, other: int, slots: list[int], values: tuple[Array, Array], same: bool
+    ) -> Iterator[Detail]:
+        """The weight of a layer, whatever it is stored as; with its scales, unless an operator tells them."""
         read = [
             side.nodes[place].inputs[slot] for side, place, slot in zip(self.sides, (one, other), slots, strict=True)
         ]
         stored = [_stored(side, tensor.name) for side, tensor in zip(self.sides, read, strict=True)]
-        grids = [_grid_before(side, tensor) for side, tensor in zip(self.sides, read, strict=True)]
+        grids = [
+            views.describe(*found[:2], "") if same and (found := grids_around.before(side, tensor)) else ""
+            for side, tensor in zip(self.sides, read, strict=True)
+        ]
         texts = [", ".join(filter(None, (_held(tensor), grid))) for tensor, grid in zip(stored, grids, strict=True)]
         apart = _apart(*values)
         if texts[0] != texts[1] or apart != 0:
@@ -251,19 +256,6 @@ def _stored(side: Indexed, name: str) -> Tensor | None:
     return side.constants.get(name)
 
 
-def _grid_before(side: Indexed, tensor: Tensor) -> str:
-    """The scales of a weight that is stored in integers before its layer; empty where it is not."""
-    while tensor.name and tensor.name not in side.constants:
-        maker = side.makers.get(tensor.name)
-        if maker is None or not side.nodes[maker].inputs:
-            return ""
-        if side.nodes[maker].op == "DequantizeLinear":
-            scale, zero, _ = dict(views.numbers(side, maker)).get("x", (None, None, ""))
-            return views.describe(scale, zero, "")
-        tensor = side.nodes[maker].inputs[0]
-    return ""
-
-
 def _held(tensor: Tensor | None) -> str:
     if tensor is None:
         return ""
@@ -298,25 +290,27 @@ def _rescaled(one: Array, other: Array, axis: int) -> float | None:
 def _grids(first: Indexed, one: int, second: Indexed, other: int) -> Iterator[Detail]:
     """Operands that become integers on one side alone, or otherwise."""
     before, after = dict(views.numbers(first, one)), dict(views.numbers(second, other))
-    renamed = family(first.nodes[one].op) == "MatMul" and {name.lower() for name in before} != set(before)
-    if renamed or {name.lower() for name in before} & {name.lower() for name in after}:
-        before, after = ({name.lower(): pair for name, pair in side.items()} for side in (before, after))
+    before, after = (
+        before or grids_around.like(first, one, after),
+        after or grids_around.like(second, other, before),
+    )
+    if {name.lower() for name in before} & {name.lower() for name in after}:  # x of one operator is X of another
+        before, after = ({name.lower(): grid for name, grid in side.items()} for side in (before, after))
     for name in dict.fromkeys([*before, *after]):
         texts = [views.describe(*side[name]) if name in side else "" for side in (before, after)]
-        if texts[0] == texts[1] and not _unequal(before.get(name), after.get(name)):
-            continue
-        yield _detail("requantized", name, texts)
+        if texts[0] != texts[1] or _unequal(before.get(name), after.get(name)):
+            yield _detail("requantized", name, texts)
 
 
-Grid = tuple[Array | None, Array | None, str]
-
-
-def _unequal(one: Grid | None, other: Grid | None) -> bool:
+def _unequal(one: views.Grid | None, other: views.Grid | None) -> bool:
     if one is None or other is None:
         return one is not other
-    return any(
-        not np.array_equal(a, b) for a, b in zip(one[:2], other[:2], strict=True) if a is not None and b is not None
-    )
+    return any(not _alike(a, b) for a, b in zip(one[:2], other[:2], strict=True) if a is not None and b is not None)
+
+
+def _alike(one: Array, other: Array) -> bool:
+    """Whether numbers are the same, those that are one for all channels repeated."""
+    return (one.size == other.size or 1 in (one.size, other.size)) and bool(np.all(one.ravel() == other.ravel()))
 
 
 def _types(first: Indexed, one: int, second: Indexed, other: int) -> Iterator[Detail]:

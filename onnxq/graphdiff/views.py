@@ -19,6 +19,12 @@ SMALL = 8
 LONG = 200
 """Characters of an attribute that are shown."""
 
+BLOCKED = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+"""Operators whose zero point lies in the middle of the format where it is left out."""
+
+Grid = tuple[Array | None, Array | None, str]
+"""Scale and zero point, None where they are computed, and element type, if it is known."""
+
 SCALE, ZERO = "_scale", "_zero_point"
 
 
@@ -98,8 +104,8 @@ def grids(side: Indexed, place: int) -> dict[str, str]:
     return {name: describe(*pair) for name, pair in numbers(side, place)}
 
 
-def numbers(side: Indexed, place: int) -> Iterator[tuple[str, tuple[Array | None, Array | None, str]]]:
-    """Operands with a scale: scale, zero point (None where it is computed) and element type, if it is known."""
+def numbers(side: Indexed, place: int) -> Iterator[tuple[str, Grid]]:
+    """The grids of the operands of a node that have a scale, by their name."""
     node, roles = side.nodes[place], side.roles(place)
     operands = {role: tensor for role, tensor in zip(roles, node.inputs, strict=True) if tensor.name}
     for role, tensor in operands.items():
@@ -110,7 +116,8 @@ def numbers(side: Indexed, place: int) -> Iterator[tuple[str, tuple[Array | None
             kind = str(np.dtype(stored.dtype)) if stored is not None and stored.dtype is not None else ""
             if node.op == "QuantizeLinear" and zero is None:
                 kind = "uint8"
-            yield name, (_value(side, tensor), None if zero is None else _value(side, zero), kind)
+            centre = _value(side, zero) if zero is not None else None if node.op in BLOCKED else np.zeros((), np.int32)
+            yield name, (_value(side, tensor), centre, kind)
 
 
 def _value(side: Indexed, tensor: Tensor) -> Array | None:

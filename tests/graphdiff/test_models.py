@@ -83,7 +83,9 @@ def test_qdq_and_its_folded_form(optimized: Callable[[str, str, str], Path]) -> 
     convolutions = [line for line in lines(found) if line.endswith("-> QLinearConv") or "-> QLinearConv:" in line]
     assert len(convolutions) == sum(node.op == "QLinearConv" for node in found.after.nodes) > 5
     assert all("DequantizeLinear" in line and "Conv" in line.partition("->")[0] for line in convolutions)
-    assert found.counts["inserted"] == 0
+    assert [found.counts[what] for what in ("inserted", "requantized", "rewired")] == [0, 0, 0]
+    # the weight of the last layer is turned, and a Flatten before it hands on integers
+    assert (found.counts["weights"], found.counts["retyped"]) == (1, 1)
 
 
 def test_two_unrelated_models() -> None:
