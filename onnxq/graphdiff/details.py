@@ -138,7 +138,7 @@ class Comparison:
         indexed = self.sides[side]
         if name in indexed.constants:
             return weight(indexed.constants[name])
-        if name not in indexed.fixed:
+        if name not in indexed.fixed or name not in indexed.makers:
             return None
         made = indexed.nodes[indexed.makers[name]].outputs
         try:

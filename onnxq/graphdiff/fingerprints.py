@@ -31,6 +31,19 @@ def of_values(values: Array) -> str:
     return digest(head, blake2b(content.data, digest_size=12).hexdigest())
 
 
+def of_sparse(stored: Any) -> str:
+    """A digest of a sparse weight, whatever it is called."""
+    bare = type(stored)()
+    bare.CopyFrom(stored)
+    bare.values.name = bare.indices.name = ""
+    return of_message(bare)
+
+
+def of_message(stored: Any) -> str:
+    """A digest of all that a message of ONNX says."""
+    return digest(stored.SerializeToString(deterministic=True).hex())
+
+
 def of_attributes(op: str, domain: str, version: int, attributes: Mapping[str, Any], outer: Outer) -> dict[str, str]:
     """A text for each attribute, those left out as what they are worth."""
     found = {name: _text(value) for name, value in default_attributes(op, domain, version).items()}
@@ -50,7 +63,7 @@ def of_attribute(value: Any, outer: Outer) -> str:
     bare = type(value)()
     bare.CopyFrom(value)
     bare.doc_string = ""
-    return digest(bare.SerializeToString(deterministic=True).hex())
+    return of_message(bare)
 
 
 def _text(value: Any) -> str:

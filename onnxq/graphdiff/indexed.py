@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from onnxq.graph import Constant, Graph, Node, Tensor, bodies, stored_value, weight
-from onnxq.graphdiff.fingerprints import Outer, digest, of_attribute, of_attributes, of_values
+from onnxq.graphdiff.fingerprints import Outer, digest, of_attribute, of_attributes, of_sparse, of_values
 from onnxq.opsets import operand_names
 
 Read = tuple[int, int]
@@ -59,17 +59,20 @@ class Indexed:
     @cached_property
     def values(self) -> dict[str, str]:
         """A digest of each of them."""
-        return {name: of_values(weight(tensor)) for name, tensor in self.constants.items()}
+        found = {name: of_values(weight(tensor)) for name, tensor in self.constants.items()}
+        for stored in self.graph.shell.graph.sparse_initializer:
+            found[stored.values.name] = of_sparse(stored)
+        return found
 
     def count(self, name: str) -> int:
         """How many numbers a constant holds."""
-        shape = self.constants[name].shape or ()
+        shape = self.constants[name].shape or () if name in self.constants else ()
         return math.prod(size for size in shape if isinstance(size, int))
 
     @cached_property
     def fixed(self) -> set[str]:
         """Tensors that depend on constants alone."""
-        found = set(self.constants)
+        found = set(self.values)
         for node in self.nodes:
             names = {tensor.name for tensor in node.inputs if tensor.name}
             if names and not any(bodies(node)) and names <= found and not node.op.startswith("Random"):

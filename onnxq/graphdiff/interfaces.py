@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from onnxq.graph import Graph
 from onnxq.graphdiff.findings import InterfaceChange
+from onnxq.graphdiff.fingerprints import of_message
 from onnxq.interface import TensorSpec
 
 
@@ -39,8 +40,10 @@ def _metadata(graph: Graph) -> dict[str, str]:
         "model version": str(shell.model_version or ""),
         "graph name": shell.graph.name,
         "description": shell.doc_string,
-        "functions": ", ".join(sorted(f"{function.domain}.{function.name}" for function in shell.functions)),
     }
+    for function in shell.functions:
+        what = f"{len(function.node)} nodes, digest {of_message(function)[:8]}"
+        found[f"function {function.domain}.{function.name}"] = what
     return {key: value for key, value in (found | stated).items() if value}
 
 

@@ -7,7 +7,7 @@ changes nothing about it then, and rounding little.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,19 +36,12 @@ class Weights:
     """The weights of the layers of one side, as a layer sees them, whatever they are stored as."""
 
     side: Indexed
+    _seen: dict[int, tuple[tuple[int, ...] | None, Array | None]] = field(default_factory=dict)
 
     @cached_property
     def constants(self) -> Constants:
         """What is computed from constants alone."""
         return Constants(self.side.graph)
-
-    @cached_property
-    def _seen(self) -> dict[int, tuple[tuple[int, ...], Array]]:
-        found = {}
-        for place in range(len(self.side.nodes)):
-            if (layer := self.layer(place)) is not None:
-                found[place] = (layer.weight.values.shape, sample(layer))
-        return found
 
     def layer(self, place: int) -> StoredLayer | None:
         """The layer that a node is, its weight read for this call alone; None where it is none, or breaks the rules."""
@@ -58,16 +51,22 @@ class Weights:
         reader = Reader(replace(self.side.graph, nodes=[node]), self.constants, {})
         try:
             return next(reader.layers(), None) or next(reader.float_layers(), None)
-        except (IndexError, KeyError, TypeError, ValueError):  # shapes that do not fit: nothing to be known by
+        except (IndexError, KeyError, RecursionError, TypeError, ValueError):  # nothing to be known by
             return None
 
-    def sample(self, place: int) -> Array:
+    def sample(self, place: int) -> Array | None:
         """Of the weight of a layer."""
-        return self._seen[place][1]
+        return self._look(place)[1]
 
     def shape(self, place: int) -> tuple[int, ...] | None:
         """Of the weight of a layer; None where a node has none."""
-        return self._seen[place][0] if place in self._seen else None
+        return self._look(place)[0]
+
+    def _look(self, place: int) -> tuple[tuple[int, ...] | None, Array | None]:
+        if place not in self._seen:
+            layer = self.layer(place)
+            self._seen[place] = (None, None) if layer is None else (layer.weight.values.shape, sample(layer))
+        return self._seen[place]
 
 
 def sample(layer: StoredLayer) -> Array:
@@ -106,8 +105,10 @@ def alike(first: Weights, second: Weights, free: tuple[Sequence[int], Sequence[i
 
 
 def _scored(first: Weights, second: Weights, ones: list[int], others: list[int]) -> Iterator[tuple[float, int, int]]:
-    left = np.stack([first.sample(place) for place in ones])
-    right = np.stack([second.sample(place) for place in others])
+    left, right = (
+        np.stack([found for place in places if (found := weights.sample(place)) is not None])
+        for weights, places in ((first, ones), (second, others))
+    )
     cosines = left @ right.T
     least = max(LEAST_COSINE, 1 - left.shape[1] / LONG)
     for i, j in zip(*np.nonzero(cosines >= least), strict=True):

@@ -139,3 +139,38 @@ def test_a_model_that_the_runtime_does_not_know() -> None:
     other.CopyFrom(model)
     other.graph.node[0].attribute[0].i = 4
     assert lines(diff(model, other)) == ["changed some.where.Odd: attributes strength"]
+
+
+def test_sparse_weights_and_functions_count() -> None:
+    infos = [helper.make_tensor_value_info(name, 1, [4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Twice", ["x", "s"], ["y"], domain="own")], "g", infos[:1], infos[1:])
+    body = [helper.make_node("Add", ["a", "b"], ["c"])]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    function = helper.make_function("own", "Twice", ["a", "b"], ["c"], body, opsets)
+    values = helper.make_tensor("s", 1, [1], [2.0])
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, helper.make_tensor("i", 7, [1], [1]), [4]))
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
+    assert diff(model, model).empty
+    heavier, other = onnx.ModelProto(), onnx.ModelProto()
+    heavier.CopyFrom(model)
+    heavier.graph.sparse_initializer[0].values.float_data[0] = 3.0
+    assert lines(diff(model, heavier)) == ["changed own.Twice: weights s"]
+    other.CopyFrom(model)
+    other.functions[0].node[0].op_type = "Mul"
+    (change,) = diff(model, other).interface
+    assert (change.what, change.name) == ("metadata", "function own.Twice")
+
+
+def test_a_long_chain_of_constants() -> None:
+    def chain(length: int) -> onnx.ModelProto:
+        nodes = [helper.make_node("Neg", ["w" if i == 0 else f"t{i}"], [f"t{i + 1}"], f"n{i}") for i in range(length)]
+        nodes.append(helper.make_node("MatMul", ["x", f"t{length}"], ["y"], "product"))
+        infos = [helper.make_tensor_value_info(name, 1, [4, 4]) for name in ("x", "y")]
+        weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+        graph = helper.make_graph(nodes, "chain", infos[:1], infos[1:], [weight])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    assert diff(chain(3000), chain(3000)).empty
+    found = diff(chain(3000), chain(2999))
+    check_accounts(found)
+    assert not found.empty
