@@ -103,10 +103,10 @@ def _moved_outputs(comparison: Comparison) -> Iterator[InterfaceChange]:
         name = tensor.name
         if name not in known or first.sources.get(name) == second.sources.get(name):
             continue
-        origins = comparison.origins(0, name), comparison.origins(1, name)
-        constant = name in first.fixed and name in second.fixed and not comparison.same_constant(name, name)
+        origins = comparison.wiring.origins(0, name), comparison.wiring.origins(1, name)
+        constant = name in first.fixed and name in second.fixed and not comparison.fixed.same(name, name)
         if origins[0] != origins[1] or constant:
-            before, after = (comparison.names(side, found) for side, found in enumerate(origins))
+            before, after = (comparison.wiring.names(side, found) for side, found in enumerate(origins))
             yield InterfaceChange(what="output", name=name, before=f"made by {before}", after=f"made by {after}")
 
 

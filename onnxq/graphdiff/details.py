@@ -1,30 +1,29 @@
-"""What is different about two nodes that stand for each other: attributes, weights, scales, types and wiring."""
+"""What is different about two nodes that stand for each other: attributes, weights, scales and types."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 
 import numpy as np
 
-from onnxq.graph import Array, Tensor, weight
+from onnxq.graph import Array, Tensor
 from onnxq.graphdiff import grids_around, views
 from onnxq.graphdiff.families import COMMUTATIVE
 from onnxq.graphdiff.findings import Aspect, Detail
-from onnxq.graphdiff.fingerprints import of_values
+from onnxq.graphdiff.fixed import FixedValues
 from onnxq.graphdiff.grouping import Group, Grouping
 from onnxq.graphdiff.indexed import Indexed
 from onnxq.graphdiff.likeness import Weights
+from onnxq.graphdiff.wiring import Wiring
 from onnxq.opsets import default_attributes
 
 SCALES = ("_scale", "_zero_point")
 
 NEAR = 0.1
 """A channel whose factor is within this of 1 is not rescaled."""
-
-Origin = tuple[int, int] | str
-"""A group and which of its outputs (-1: it has other operators on the other side), or an end of the model."""
 
 
 @dataclass(eq=False)
@@ -38,12 +37,21 @@ class Comparison:
 
     grouping: Grouping
     weights: tuple[Weights, Weights]
-    _known: tuple[dict[str, frozenset[Origin]], dict[str, frozenset[Origin]]] = field(default_factory=lambda: ({}, {}))
 
     @property
     def sides(self) -> tuple[Indexed, Indexed]:
         """Both graphs."""
         return self.grouping.sides
+
+    @cached_property
+    def fixed(self) -> FixedValues:
+        """What is the same on each run."""
+        return FixedValues(self.sides, self.weights)
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """Where everything comes from."""
+        return Wiring(self.grouping, self.fixed)
 
     def details(self, group: Group) -> list[Detail]:
         """Every difference between the main nodes of a group."""
@@ -59,7 +67,7 @@ class Comparison:
             found += _grids(first, one, second, other)
         if same or not (views.grids(first, one) or views.grids(second, other)):  # which say it already
             found += _types(first, one, second, other)
-        found += self._wiring(group, same)
+        found += self.wiring.details(group, same)
         return found
 
     def _attributes(self, one: int, other: int) -> Iterator[Detail]:
@@ -113,118 +121,15 @@ class Comparison:
             role = roles[slot] if slot < len(roles) else f"input {slot}"
             if slot in slots or role.endswith(SCALES) or not (left in first.fixed or right in second.fixed):
                 continue
-            if not self.same_constant(left, right):
+            if not self.fixed.same(left, right):
                 yield self._constant(left, right, role)
 
     def _constant(self, left: str, right: str, role: str) -> Detail:
         """How a constant operand differs, and by how much."""
         stored = [_stored(side, name) for side, name in zip(self.sides, (left, right), strict=True)]
-        values = [self._value(side, name) for side, name in enumerate((left, right))]
+        values = [self.fixed.value(side, name) for side, name in enumerate((left, right))]
         apart = None if values[0] is None or values[1] is None else _apart(values[0], values[1])
         return _detail("weights", left or right or role, [_held(tensor) for tensor in stored], apart)
-
-    def same_constant(self, left: str, right: str) -> bool:
-        """Whether two tensors, each of its side, always hold the same."""
-        first, second = self.sides
-        if left not in first.fixed or right not in second.fixed:
-            return False
-        if first.sources.get(left) == second.sources.get(right):
-            return True
-        one, other = self._value(0, left), self._value(1, right)
-        return one is not None and other is not None and of_values(one) == of_values(other)
-
-    def _value(self, side: int, name: str) -> Array | None:
-        """What a tensor always holds; None where it depends on an input, or cannot be computed."""
-        indexed = self.sides[side]
-        if name in indexed.constants:
-            return weight(indexed.constants[name])
-        if name not in indexed.fixed or name not in indexed.makers:
-            return None
-        made = indexed.nodes[indexed.makers[name]].outputs
-        try:
-            return self.weights[side].constants.value(next(tensor for tensor in made if tensor.name == name))
-        except RecursionError:  # a chain of a thousand constants
-            return None
-
-    # wiring
-
-    def _wiring(self, group: Group, same: bool) -> Iterator[Detail]:
-        one, other = group.first[0], group.second[0]
-        node, twin = self.sides[0].nodes[one], self.sides[1].nodes[other]
-        slotted = same and node.op not in COMMUTATIVE and len(node.inputs) == len(twin.inputs)
-        if not slotted:
-            before, after = self._all(0, group.first), self._all(1, group.second)
-            if before != after:
-                yield _detail("rewired", "inputs", [self.names(0, before), self.names(1, after)])
-            return
-        number, roles = self.grouping.of[0][one], self.sides[0].roles(one)
-        captured = [side.captured(place) for side, place in zip(self.sides, (one, other), strict=True)]
-        read = [(roles[i], left.name, twin.inputs[i].name) for i, left in enumerate(node.inputs)]
-        read += [("bodies", left, right) for left, right in zip_longest(*captured, fillvalue="")]
-        for role, left, right in read:
-            if role == "bodies" and self.same_constant(left, right):
-                continue
-            before, after = self._outside(0, left, number), self._outside(1, right, number)
-            constant = role == "bodies" and (left in self.sides[0].fixed and right in self.sides[1].fixed)
-            if before != after or constant:
-                yield _detail("rewired", role, [left or "nothing", right or "nothing"])
-
-    def _outside(self, side: int, name: str, number: int) -> frozenset[Origin]:
-        """Where a tensor comes from; for the own group stands what that reads."""
-        origins = self.origins(side, name)
-        if not any(isinstance(origin, tuple) and origin[0] == number for origin in origins):
-            return origins
-        group = self.grouping.groups[number]
-        inner = self._all(side, (group.second if side else group.first))
-        return frozenset(o for o in origins | inner if not (isinstance(o, tuple) and o[0] == number))
-
-    def _all(self, side: int, places: list[int]) -> frozenset[Origin]:
-        """Where everything comes from that some nodes read, themselves left out."""
-        number, indexed = self.grouping.of[side][places[0]], self.sides[side]
-        found = {
-            origin for place in places for _, name in indexed.operands(place) for origin in self.origins(side, name)
-        }
-        return frozenset(o for o in found if not (isinstance(o, tuple) and o[0] == number))
-
-    def origins(self, side: int, name: str) -> frozenset[Origin]:
-        """Where a tensor comes from: the next groups before it that both graphs have, and ends of the model."""
-        known, indexed, of = self._known[side], self.sides[side], self.grouping.of[side]
-        waiting = [name]
-        while waiting:
-            at = waiting[-1]
-            maker = indexed.makers.get(at)
-            if at in known or not at or at in indexed.fixed:
-                known.setdefault(at, frozenset())
-            elif maker is None:
-                known[at] = frozenset({indexed.ends.get(at, at)})
-            elif self.grouping.groups[of[maker]].paired and self.grouping.makes(side, maker):
-                known[at] = frozenset({(of[maker], self._output(side, maker, at))})
-            else:
-                read = [needed for _, needed in indexed.operands(maker)]
-                missing = [needed for needed in read if needed not in known]
-                if missing:
-                    waiting += missing
-                    continue
-                known[at] = frozenset().union(*(known[needed] for needed in read))
-            waiting.pop()
-        return known[name]
-
-    def _output(self, side: int, maker: int, name: str) -> int:
-        group = self.grouping.groups[self.grouping.of[side][maker]]
-        if len(group.first) != 1 or len(group.second) != 1:
-            return -1
-        return [tensor.name for tensor in self.sides[side].nodes[maker].outputs].index(name)
-
-    def names(self, side: int, origins: frozenset[Origin]) -> str:
-        """Origins as a reader knows them."""
-        found = []
-        for origin in origins:
-            if isinstance(origin, str):
-                found.append(origin.removeprefix("end "))
-            else:
-                group = self.grouping.groups[origin[0]]
-                found.append(self.sides[side].nodes[(group.second if side else group.first)[0]].name)
-        return ", ".join(sorted(found)) or "nothing"
 
 
 def _detail(aspect: Aspect, name: str, texts: Sequence[str], apart: float | None = None) -> Detail:

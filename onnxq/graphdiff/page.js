@@ -162,7 +162,7 @@ let colors = {};
 function readColors() {
   const probe = make("span", []), found = {};
   document.body.append(probe);
-  for (const name of ["paper", "card", "ink", "faint", "line", "edge", "accent", "block", ...STATES]) {
+  for (const name of ["paper", "card", "ink", "faint", "line", "edge", "accent", "block", ...STATES, ...STATES.map((state) => state + "-far")]) {
     probe.style.color = `var(--${name})`;
     found[name] = getComputedStyle(probe).color;
   }
@@ -254,8 +254,10 @@ function outline(pen, box, k, own) {
 function drawNode(pen, box, k) {
   const { node } = box;
   pen.fillStyle = colors[node.state];
-  if (k < 0.18) {
-    pen.fillRect(box.x, box.y, box.w, box.h);
+  if (k < 0.18) { // seen from afar, what is different stays visible
+    pen.fillStyle = colors[node.state + "-far"];
+    const h = node.state === "kept" ? box.h : Math.max(box.h, 2.5 / k);
+    pen.fillRect(box.x, box.y + (box.h - h) / 2, box.w, h);
     if (selected === node || (selected && selected.partners.includes(node))) { plate(pen, box, 5); outline(pen, box, k, node); }
     return;
   }
