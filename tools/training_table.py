@@ -129,7 +129,7 @@ def figures(found: Result) -> dict[str, Any]:
         "standard_error": after.standard_error,
         "agreement": [proof.outputs[output].agreement for proof in (found.untrained, found.proof)],
         "speedup": found.proof.speedup,
-        "samples": found.lesson.samples + (found.lesson.held if found.lesson.best else 0),
+        "samples": found.lesson.samples,
         "steps": found.lesson.looks[-1].step,
         "seconds": found.lesson.seconds,
         "device": found.lesson.device,

@@ -55,10 +55,11 @@ class Blueprint:
     biases: dict[str, Array] = field(default_factory=dict)
 
 
-def take_apart(exact: Graph, plan: Plan, shelf: Shelf) -> tuple[Simulation, Blueprint]:
+def take_apart(exact: Graph, plan: Plan, shelf: Shelf, keep: bool = True) -> tuple[Simulation, Blueprint]:
     """A simulation of a float model whose weights are rounded as they lie on the shelf, or else as a plan has it.
 
-    A weight that two layers read in different bits is rounded for the first.
+    A weight that two layers read in different bits is rounded for the first. `keep` tells whether weights begin no
+    farther from their floats than where they round to the integers that were found.
 
     Raises:
         UnsupportedModel: an operator has no counterpart in PyTorch.
@@ -71,7 +72,7 @@ def take_apart(exact: Graph, plan: Plan, shelf: Shelf) -> tuple[Simulation, Blue
         blocks = shelf.get(shelf_name(layer, bits)) or blocked_weight(layer, plan.recipe.weight, bits)
         found.layers[name], found.blocks[name] = layer, blocks
         integers = blocks.integers() if _by_rows(layer) else blocks.integers().T
-        weights[name] = Weight(weight(layer.weight), _grid(layer, blocks), integers)
+        weights[name] = Weight(weight(layer.weight), _grid(layer, blocks), integers if keep else None)
         if layer.bias is not None and len(layer.bias.outputs) == 1 and not exact.kept(layer.bias):
             found.biases[layer.bias.name] = weight(layer.bias)
     return Simulation(exact, _lookups(exact, plan, weights), {}, weights, found.biases), found

@@ -67,7 +67,7 @@ class Teaching:
             teacher = Interpreter(exact)
             fidelity = check_fidelity(exact, teacher, self.data.sample(0), build.threads)
             teacher.constants.update({name: channels_last(values) for name, values in teacher.constants.items()})
-            student, put_back = _student(build, exact)
+            student, put_back = _student(build, exact, curriculum.method != "blocks")
             exam = Exam(
                 student.to(device),
                 teacher.to(device).eval(),
@@ -123,14 +123,14 @@ class Teaching:
         return found.hexdigest()
 
 
-def _student(build: Build, exact: Graph) -> tuple[Simulation, Callable[[], None]]:
-    """What learns, and how that goes back into the build."""
+def _student(build: Build, exact: Graph, keep: bool) -> tuple[Simulation, Callable[[], None]]:
+    """What learns, and how that goes back into the build; `keep` is for weights that round as they were found to."""
     plan = build.plan
     assert plan is not None
     if build.mode in WEIGHT_ONLY:
-        student, blocks = blocked.take_apart(exact, plan, build.shelf)
+        student, blocks = blocked.take_apart(exact, plan, build.shelf, keep)
         return student, lambda: blocked.put_together(blocks, student, build.shelf, build.graph)
-    student, parts = qdq.take_apart(build.graph, exact)
+    student, parts = qdq.take_apart(build.graph, exact, keep)
 
     def put_back() -> None:
         written.put_together(parts, student)

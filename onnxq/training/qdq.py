@@ -72,12 +72,13 @@ class Blueprint:
     biases: dict[str, Edge] = field(default_factory=dict)
 
 
-def take_apart(graph: Graph, exact: Graph | None = None) -> tuple[Simulation, Blueprint]:
+def take_apart(graph: Graph, exact: Graph | None = None, keep: bool = True) -> tuple[Simulation, Blueprint]:
     """A simulation of a Q/DQ graph, and how to put it together again.
 
     Args:
         graph: with Q/DQ of 2 to 8 bits, scales and zero points constant.
         exact: the float model that it was made of; weights then begin at their floats. None: at what they are.
+        keep: whether they begin no farther from there than where they round to the integers of the graph.
 
     Raises:
         ModelError: integers are read by something that has no gradient.
@@ -100,7 +101,7 @@ def take_apart(graph: Graph, exact: Graph | None = None) -> tuple[Simulation, Bl
             plan.biases[node.outputs[0].name] = node.outputs[0]
             replaced[node.name] = Passing()  # never called: the constant of its name comes first
         else:
-            module = _stored(node, originals)
+            module = _stored(node, originals, keep)
             plan.weights.append((node, module))
             replaced[node.name] = module
     for node, _ in plan.weights:
@@ -130,7 +131,7 @@ def _product(one: Quantizer, other: Quantizer) -> Tensor:
     return one.scale().detach() * other.scale().detach()
 
 
-def _stored(node: Node, originals: Mapping[str, Node]) -> Weight:
+def _stored(node: Node, originals: Mapping[str, Node], keep: bool) -> Weight:
     """The weight behind a DequantizeLinear, in the floats that it was made of where these are known."""
     values = weight(node.inputs[0])
     scale, zero = constants_of(node)
@@ -142,7 +143,7 @@ def _stored(node: Node, originals: Mapping[str, Node]) -> Weight:
     grid = Grid(form, scale.reshape(shape), zero.reshape(shape), axis, block)
     wide, middle = (_wide(part, grid, integers) for part in (grid.scale, grid.zero_point))
     floats = np.asarray((integers - middle) * wide, np.float32)
-    return Weight(_original(node, originals, floats), grid, integers)
+    return Weight(_original(node, originals, floats), grid, integers if keep else None)
 
 
 def _wide(part: Array, grid: Grid, integers: Array) -> Array:
