@@ -10,7 +10,7 @@ import pytest
 
 from onnxq.build import GIVEN
 from onnxq.errors import ModelError
-from onnxq.graph import Graph, Node, is_constant, weight
+from onnxq.graph import Constant, Graph, Node, is_constant, weight
 from onnxq.numerics.formats import FORMATS
 from onnxq.passes import FOLD
 from onnxq.pipeline import Context
@@ -511,3 +511,25 @@ def test_the_graph_is_written_as_onnx() -> None:
     jolt(student)
     put_together(parts, student)
     onnx.checker.check_model(onnx.load_from_string(serialize(graph)), full_check=True)
+
+
+def test_weights_begin_where_they_round_to_the_integers_that_were_found() -> None:
+    graph, exact = quantized("conv", static(8))
+    (node,) = [n for n in graph.nodes if n.op == "DequantizeLinear" and is_constant(n.inputs[0]) and n.name[0] == "w"]
+    integers = weight(node.inputs[0]).copy()
+    integers[0, 0] = np.clip(integers[0, 0] + 1, -127, 127)  # somebody rounded these otherwise
+    node.inputs[0] = Constant("moved", integers)
+    (kept,), (free,) = (take_apart(graph, exact, keep)[0].weights.values() for keep in (True, False))
+    np.testing.assert_array_equal(kept.quantizer.integers(kept.values), integers)
+    exactly = weight(exact.tensors()["w"])
+    np.testing.assert_array_equal(free.values.detach().numpy(), exactly)
+    np.testing.assert_array_equal(kept.values.detach().numpy()[1:], exactly[1:])
+
+
+def test_every_constant_keeps_its_name() -> None:
+    graph, exact = quantized("conv relu", static(8))
+    names = {tensor.name for tensor in graph.weights()}
+    student, parts = take_apart(graph, exact)
+    jolt(student, 0.05)
+    put_together(parts, student)
+    assert {tensor.name for tensor in graph.weights()} == names
