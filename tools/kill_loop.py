@@ -2,8 +2,9 @@
 
     python tools/kill_loop.py [--times 200] [--seed 0] [MODEL ...]
 
-The models are models/digits.onnx and models/decoder.onnx, whose weights lie in a file beside it. Runs of each begin
-with the output of another recipe in place, or by turns with none, and are ended by SIGKILL: half of them anywhere in
+The models are models/digits.onnx, and models/decoder.onnx, whose weights lie in a file beside it and are carried over
+into one. Runs of each begin with another output in place, of another recipe or other weights, or by turns with none,
+and are ended by SIGKILL: half of them anywhere in
 the time of a whole run, half while files are written. In the end a run that nobody kills makes the same bytes as ever,
 and nothing else is left beside it. The exit code is 1 where something was broken.
 """
@@ -21,10 +22,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = (ROOT / "models" / "digits.onnx", ROOT / "models" / "decoder.onnx")
 OUTPUT = "out.onnx"
-OLD, NEW = "weight-int8", "dynamic-int8"
+RECIPES = (["--recipe", "weight-int8"], ["--recipe", "dynamic-int8"])
+CARRIED = ["--recipe", "dynamic-int8", "--keep-float", "*"]
+"""With this no weight changes, and those in a file stay in one."""
 
 WRITING = 0.06
 """Seconds that it takes to write one of these models, about."""
@@ -37,14 +44,14 @@ class Bench:
     """A model, a folder for its output, and what belongs there before and after a run.
 
     Attributes:
-        model: what is optimized.
+        words: what makes the new model.
         folder: where the output lies, and the cache beside it.
         old: the files of another recipe.
         new: the files that a whole run makes.
         seconds: what a whole run takes.
     """
 
-    model: Path
+    words: Sequence[str]
     folder: Path
     old: Files
     new: Files
@@ -55,20 +62,11 @@ class Bench:
         """The folder of the output."""
         return self.folder / "place"
 
-    def command(self, recipe: str) -> list[str]:
-        """The words of a run."""
-        words = ["optimize", str(self.model), "-o", str(self.place / OUTPUT), "--recipe", recipe]
-        return [
-            sys.executable,
-            "-m",
-            "onnxq",
-            *words,
-            "--quiet",
-            "--seconds",
-            "0",
-            "--cache",
-            str(self.folder / "cache"),
-        ]
+    @property
+    def command(self) -> list[str]:
+        """A run."""
+        more = ["-o", str(self.place / OUTPUT), "--quiet", "--no-validate", "--cache", str(self.folder / "cache")]
+        return [sys.executable, "-m", "onnxq", "optimize", *self.words, *more]
 
     def files(self) -> Files:
         """What lies beside the output, hidden folders aside."""
@@ -98,20 +96,37 @@ class Bench:
         return f"The model has {len(model)} bytes, and is neither the old one nor the new one."
 
 
+def requests(model: Path, folder: Path) -> list[list[str]]:
+    """The words that make the old model and the new one."""
+    stored = onnx.load(model)
+    if not any(path.is_file() for path in (model.with_suffix(".data"), model.with_suffix(".weights"))):
+        return [[str(model), *recipe] for recipe in RECIPES]
+    made = [folder / "first.onnx", folder / "second.onnx"]
+    for path in made:
+        onnx.save(stored, path, save_as_external_data=True, location=f"{path.stem}.weights", size_threshold=256)
+        stored = onnx.load(model)
+        for tensor in stored.graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            if values.dtype == np.float32:
+                tensor.CopyFrom(numpy_helper.from_array(np.asarray(values / 2, np.float32), tensor.name))
+    return [[str(path), *CARRIED] for path in made]
+
+
 def bench(model: Path, folder: Path) -> Bench:
-    """Run both recipes to their end."""
+    """Run both requests to their end."""
     (folder / "place").mkdir(parents=True)
+    first, second = requests(model, folder)
     made: list[Files] = []
     seconds = 0.0
-    for recipe in (OLD, NEW, NEW):  # the second time with all that is remembered
-        trial = Bench(model, folder, {}, {}, 0.0)
+    for words in (first, second, second):  # the second time with all that is remembered
+        trial = Bench(words, folder, {}, {}, 0.0)
         trial.put({})
         began = time.monotonic()
-        subprocess.run(trial.command(recipe), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(trial.command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.monotonic() - began
         made.append(trial.files())
     assert made[1] == made[2] != made[0], "the same command gave other bytes"
-    return Bench(model, folder, made[0], made[2], seconds)
+    return Bench(second, folder, made[0], made[2], seconds)
 
 
 def kill(bench: Bench, moment: float, *, writing: bool) -> str:
@@ -120,7 +135,7 @@ def kill(bench: Bench, moment: float, *, writing: bool) -> str:
     Returns what became of the output: old, new, none or broken.
     """
     before = set(bench.hidden())
-    process = subprocess.Popen(bench.command(NEW), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(bench.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while writing and process.poll() is None and not set(bench.hidden()) - before:
         time.sleep(0.001)
     try:
@@ -138,7 +153,7 @@ def kill(bench: Bench, moment: float, *, writing: bool) -> str:
 def loop(bench: Bench, times: int, seed: int = 0) -> Counter[str]:
     """Kill a run so many times, and let one end. Returns how often each outcome came about."""
     outcomes: Counter[str] = Counter()
-    dice = random.Random(f"{bench.model.name} {seed}")
+    dice = random.Random(seed)
     for number in range(times):
         bench.put(bench.old if number % 4 < 3 else {})
         writing = number % 2 == 1
@@ -146,7 +161,7 @@ def loop(bench: Bench, times: int, seed: int = 0) -> Counter[str]:
         if len(bench.hidden()) > 2:  # that of a whole run, and its rounded weights
             outcomes[f"broken: {', '.join(bench.hidden())} pile up"] += 1
     bench.put(bench.old)
-    subprocess.run(bench.command(NEW), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(bench.command, check=True, stdout=subprocess.DEVNULL)
     left = {name: content for name, content in bench.files().items() if name in bench.new}
     if left != bench.new or bench.hidden():
         outcomes[f"broken: in the end there are {', '.join([*bench.files(), *bench.hidden()])}"] += 1
