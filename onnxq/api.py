@@ -27,7 +27,7 @@ from onnxq.kernels import by_operator
 from onnxq.memo import canonical
 from onnxq.metric import check
 from onnxq.mode_choice import choose_mode
-from onnxq.modelfile import Source, check_output, load, replacing
+from onnxq.modelfile import Source, check_output, load, orphans, replacing
 from onnxq.options import Options, on_target
 from onnxq.passes import PIPELINES
 from onnxq.plan import Plan, Treatment
@@ -120,6 +120,7 @@ def optimize(
         except Nothing as nothing:
             result = Frontier(options.frontier is not None).beside(give_up(str(nothing), build, delivery))
             result = _written(result, prompt, build, delivery)
+            result = _with_orphans(result, source)
             return _explained(result, build, delivery) if options.explain else result
         with frontier(build, plans, delivery) as models:
             result = models.beside(deliver(build, plans, delivery))
@@ -127,7 +128,18 @@ def optimize(
             result = _explained(result, build, delivery)
         result = _written(result, prompt, build, delivery)
         used = len(calibration) if calibration and plans and not plan and not statistics else 0
-        return result.model_copy(update={"calibrated": used})
+        return _with_orphans(result.model_copy(update={"calibrated": used}), source)
+
+
+def _with_orphans(result: Result, source: Graph) -> Result:
+    """The result that names data files of the model that was there before; another model may read them still."""
+    found = [] if result.output is None else orphans(Path(result.output), source)
+    said = [
+        f"'{path}' ({path.stat().st_size / 1e6:.1f} MB) is left of the model that was there before. Delete it where no "
+        "other model reads it."
+        for path in found
+    ]
+    return result.model_copy(update={"warnings": [*result.warnings, *said]})
 
 
 def _for_size(recipe: Recipe, mode: Mode) -> Recipe:

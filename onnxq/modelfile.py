@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -171,6 +172,14 @@ def _move(folder: Path, output: Path) -> None:
         if kept.exists() and all(path.exists() for path in made):  # the old data is still there
             os.replace(kept, output)
         raise
+
+
+def orphans(output: Path, source: Graph) -> list[Path]:
+    """Data files that an earlier model of this name left there: neither the one of now nor the input reads them."""
+    pattern = re.compile(rf"{re.escape(output.name)}(\.\d+)?\.data")
+    found = sorted(path for path in output.parent.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+    needed = source.files | (load(output).files if found else frozenset())
+    return [path for path in found if path.resolve() not in needed]
 
 
 def save(graph: Graph, path: Path) -> None:

@@ -81,6 +81,8 @@ class FoldConstants:
             return False
         if not all(is_constant(t) and t.dtype != np.dtype(object) for t in read) or graph.opset < 7:
             return False
+        if any(_numbers(t) > self._most(node) for t in node.outputs):  # not even computed: memory may not hold it
+            return False
         return node.op != "ConstantOfShape" or float(np.prod(weight(read[0]).astype(np.float64))) <= self.small / 8
 
     def _view(self, node: Node) -> Later | None:
@@ -91,6 +93,11 @@ class FoldConstants:
     def _most(self, node: Node) -> int:
         """Bytes that a result may have: as many as the node reads, twice for a wider type, or few."""
         return max(self.small, 2 * sum(_size(t) for t in node.inputs if t.name))
+
+
+def _numbers(tensor: Tensor) -> int:
+    """How many numbers a tensor holds, as far as its shape tells."""
+    return math.prod(size for size in tensor.shape or () if isinstance(size, int))
 
 
 def _size(constant: Tensor) -> int:

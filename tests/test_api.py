@@ -423,3 +423,17 @@ def test_a_model_that_cannot_be_fed_is_left_alone(text: str, words: str, mode: M
     assert result.status == "left alone"
     assert re.search(words, result.reason)
     assert load(output).interface() == load(model).interface()
+
+
+def test_data_of_the_model_that_was_there_before_is_named(tmp_path: Path) -> None:
+    source, output = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    small = onnx.load(MODELS / "digits.onnx")
+    onnx.save(onnx.load(MODELS / "digits.onnx"), source, save_as_external_data=True, location="w", size_threshold=256)
+    kept = Recipe.model_validate({"mode": "dynamic-int8", "nodes": {"*": {"quantize": False}}})
+    first = onnxq.optimize(source, output, recipe=kept, options=UNPROVEN)
+    assert output.with_name("out.onnx.data").exists()
+    assert not any("left of the model" in said for said in first.warnings)
+    second = onnxq.optimize(small, output, recipe=kept, options=UNPROVEN)
+    (said,) = (said for said in second.warnings if "left of the model" in said)
+    assert "out.onnx.data' (0.9 MB)" in said
+    assert output.with_name("out.onnx.data").exists(), "another model may read it"

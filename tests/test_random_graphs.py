@@ -55,7 +55,7 @@ class Sketch:
 
     def weight(self, *shape: int) -> str:
         """A weight of this shape: one that is there, or a new one."""
-        known = [name for name, v in self.weights.items() if (v.shape, v.dtype) == (shape, np.float32)]
+        known = [name for name, v in self.weights.items() if v.shape == shape and v.dtype == np.float32]
         if known and self.draw(st.booleans()):
             return str(self.draw(st.sampled_from(known)))
         name = f"w{len(self.weights)}"

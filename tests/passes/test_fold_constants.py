@@ -133,3 +133,13 @@ def test_never_fills_a_large_tensor() -> None:
         {"s": np.array([1 << 20, 1 << 20])},
     )
     assert ops(after(before)) == ["ConstantOfShape", "ReduceMax", "Add"]
+
+
+def test_what_memory_cannot_hold_is_not_even_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compute(*_: object) -> None:
+        raise AssertionError("computed")
+
+    body = "e = Expand(v, sizes) m = ReduceMax<keepdims=0>(e) y = Add(x, m)"
+    before = read(f"{SIGNATURE} {{ {body} }}", {"v": floats(1, 1), "sizes": np.array([2**20, 2**20])})
+    monkeypatch.setattr("onnxq.passes.fold_constants.evaluate", compute)
+    assert ops(after(before)) == ["Expand", "ReduceMax", "Add"]
