@@ -21,7 +21,16 @@ import onnx
 from onnxq.emit import branch, embed, evaluate, skeleton, to_model, with_inputs
 from onnxq.errors import ModelError, UnsupportedModel
 from onnxq.interface import Dimension, Interface, TensorSpec
-from onnxq.parse import body_names, check_names, check_sources, make_node, node_names, produced_names, shell_of
+from onnxq.parse import (
+    body_names,
+    check_names,
+    check_sources,
+    check_texts,
+    make_node,
+    node_names,
+    produced_names,
+    shell_of,
+)
 from onnxq.tensors import (
     INT4,
     UINT4,
@@ -284,6 +293,7 @@ def from_model(model: onnx.ModelProto, folder: Path | None = None) -> Graph:
     """Make a graph of a model that was read. Raises ModelError where it breaks a rule of ONNX."""
     stored = model.graph
     check_names(stored)
+    check_texts(model)
     tensors: dict[str, Any] = {}
     for item in stored.initializer:
         if item.name in tensors:

@@ -48,6 +48,21 @@ def check_names(graph: onnx.GraphProto) -> None:
                 raise ModelError(f"The name {name!r} is no valid text. Export or download the model again.")
 
 
+def check_texts(message: Any) -> None:
+    """The same for all other texts of a model: domains, types, functions, metadata."""
+    for descriptor, value in message.ListFields():
+        if isinstance(message, onnx.GraphProto) and descriptor.name in ("node", "initializer"):
+            continue  # `check_names` reads these
+        each = value if hasattr(value, "extend") else [value]
+        if descriptor.type == descriptor.TYPE_MESSAGE:
+            for inner in each:
+                check_texts(inner)
+        elif descriptor.type == descriptor.TYPE_STRING and (odd := [text for text in each if isinstance(text, bytes)]):
+            raise ModelError(
+                f"The field {descriptor.name} holds {odd[0]!r}, no valid text. Export or download the model again."
+            )
+
+
 def produced_names(graph: onnx.GraphProto, inputs: Sequence[str], weights: set[str]) -> set[str]:
     """Names of all tensors that exist. Raises ModelError where one is made twice."""
     produced = weights | {item.values.name for item in graph.sparse_initializer}

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -872,3 +872,23 @@ def test_read_tensor_reads_test_data_and_names_what_it_cannot_read(tmp_path: Pat
     file.write_bytes(b"no tensor")
     with pytest.raises(ModelError, match=r"input_0\.pb' holds no readable tensor"):
         read_tensor(file)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda model: model.opset_import.add(domain="odd.text", version=1),
+        lambda model: model.metadata_props.add(key="odd.text", value="1"),
+        lambda model: model.graph.value_info.add(name="odd.text"),
+        lambda model: model.functions.add(name="odd.text"),
+    ],
+)
+def test_a_text_that_is_none_is_refused_wherever_it_stands(edit: Callable[[onnx.ModelProto], object]) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2] x) => (float[2] y) { y = Abs(x) }'
+    )
+    edit(model)
+    damaged = onnx.ModelProto()
+    damaged.ParseFromString(model.SerializeToString().replace(b"odd.text", b"odd\xfftext"))
+    with pytest.raises(ModelError, match="no valid text"):
+        from_model(damaged)
