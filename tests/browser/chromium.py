@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 DESKTOP, PHONE = (1280, 900), (390, 844)
 """Sizes of a window, in CSS pixels."""
 
+SETTLING = 100
+"""Tenths of a second in which a page may still change on a busy machine."""
+
 
 @cache
 def chromium() -> str | None:
@@ -58,8 +61,12 @@ class Window:
 
     @property
     def overflows(self) -> bool:
-        """Whether the page as a whole scrolls sideways."""
-        return bool(self("document.documentElement.scrollWidth > window.innerWidth"))
+        """Whether the page as a whole scrolls sideways, also after its charts have had the time to find their size."""
+        for _ in range(SETTLING):
+            if not self("document.documentElement.scrollWidth > window.innerWidth"):
+                return False
+            time.sleep(0.1)
+        return True
 
 
 @contextmanager
