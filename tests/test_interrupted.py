@@ -1,4 +1,4 @@
-"""Whatever stops a run, what is on disk is whole: killed, out of space, two at once; and all runs make the same bytes."""
+"""Whatever stops a run, what is on disk is whole: killed, out of space, two at once; all runs make the same bytes."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Row:
     bytes: float
 
 
-class Rounded(torch.autograd.Function):  # type: ignore[misc]
+class Rounded(torch.autograd.Function):
     """Fake quantization to any integers, exported as QuantizeLinear, Clip and DequantizeLinear (QCDQ)."""
 
     @staticmethod
@@ -98,19 +98,21 @@ class Rounded(torch.autograd.Function):  # type: ignore[misc]
         return graph.op("DequantizeLinear", clipped, scale, zero, axis_i=axis)
 
 
-class FakeQuant(nn.Module):  # type: ignore[misc]
+class FakeQuant(nn.Module):
     """Fake quantization with a learned scale."""
 
     def __init__(self, scale: Any, zero: int, bits: tuple[int, int], axis: int | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.as_tensor(scale, dtype=torch.float32).reshape(-1), requires_grad=False)
+        self.zero: Any
         self.register_buffer("zero", torch.full((self.scale.numel(),), zero, dtype=torch.int32))
         self.bits, self.axis = bits, axis
 
     def forward(self, x: Any) -> Any:
         """On the grid."""
         if self.bits not in ((0, 255), (0, 127), (-128, 127)):  # what PyTorch's own operators export
-            return Rounded.apply(x, self.scale, tuple(self.zero.tolist()), self.bits, self.axis or 0)
+            apply: Any = Rounded.apply
+            return apply(x, self.scale, tuple(self.zero.tolist()), self.bits, self.axis or 0)
         if self.axis is None:
             return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero, *self.bits)
         return torch.fake_quantize_per_channel_affine(x, self.scale, self.zero, self.axis, *self.bits)
@@ -133,7 +135,7 @@ def kernel(values: Any, bits: Bits) -> FakeQuant:
     )
 
 
-class Block(nn.Module):  # type: ignore[misc]
+class Block(nn.Module):
     """Convolution, batch normalization, ReLU; Q/DQ behind that, or before ReLU."""
 
     def __init__(self, inputs: int, outputs: int, bits: Bits, *, stride: int, norm: bool, early: bool) -> None:
@@ -142,9 +144,10 @@ class Block(nn.Module):  # type: ignore[misc]
         self.kernel, self.early = kernel(self.conv.weight, bits), early
         self.norm: nn.Module = nn.Identity()
         if norm:
-            self.norm = nn.BatchNorm2d(outputs)
-            self.norm.running_var.uniform_(0.3, 1)
-            self.norm.running_mean.normal_(0, 0.1)
+            moments: Any = nn.BatchNorm2d(outputs)
+            moments.running_var.uniform_(0.3, 1)
+            moments.running_mean.normal_(0, 0.1)
+            self.norm = moments
         self.out = activation(bits, 4, positive=not early)
 
     def forward(self, x: Any) -> Any:
@@ -154,7 +157,7 @@ class Block(nn.Module):  # type: ignore[misc]
         return torch.relu(self.out(y)) if self.early else self.out(torch.relu(y))
 
 
-class Network(nn.Module):  # type: ignore[misc]
+class Network(nn.Module):
     """Two blocks with a residual between them, pooling and two linear layers."""
 
     def __init__(self, bits: Bits, *, norm: bool = False, early: bool = False, width: int = 32) -> None:
@@ -195,9 +198,10 @@ def by_torch_ao(backend: str) -> nn.Module:
         ao.DeQuantStub(),
     )
     layers.train()
-    model = ao.fuse_modules_qat(layers, [["1", "2", "3"], ["4", "5", "6"]])
-    model.qconfig = ao.get_default_qat_qconfig(backend, version=0)  # later versions do not export
-    ao.prepare_qat(model, inplace=True)
+    quantization: Any = ao  # which has no types
+    model: nn.Module = quantization.fuse_modules_qat(layers, [["1", "2", "3"], ["4", "5", "6"]])
+    model.qconfig = quantization.get_default_qat_qconfig(backend, version=0)  # later versions do not export
+    quantization.prepare_qat(model, inplace=True)
     for _ in range(5):
         model(torch.randn(8, 3, SIDE, SIDE))
     model.apply(ao.disable_observer)
