@@ -63,6 +63,7 @@ class Lesson(Record):
     """What training did.
 
     Attributes:
+        method: how; `blocks` are counted instead of steps.
         samples: that were learned from.
         held: that told how good it was; the same ones for `blocks`.
         parameters: numbers that were trained.
@@ -74,6 +75,7 @@ class Lesson(Record):
         seconds: how long it took.
     """
 
+    method: str = "lsq"
     samples: int
     held: int
     parameters: int

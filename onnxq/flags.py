@@ -504,7 +504,7 @@ Report = Annotated[
         "--report",
         metavar="FILE",
         rich_help_panel=RESULT,
-        help="Write all of it as one page (.html) that opens offline and on a phone. Needs onnxq[report].",
+        help="Write all of it as one page (.html) that opens offline and on a phone. Needs the extra report.",
         show_default=False,
     ),
 ]

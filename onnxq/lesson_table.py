@@ -33,14 +33,17 @@ def lesson(model: Path, found: Result, contract: Contract) -> RenderableType:
 def trained(found: Lesson) -> str:
     """What was trained, on what, for how long."""
     why = f" {found.stopped}" if found.stopped else ""
+    unit = "blocks" if found.method == "blocks" else "steps"
     return (
-        f"{found.parameters:,} numbers on {found.samples:,} samples, {found.looks[-1].step:,} steps on {found.device} "
+        f"{found.parameters:,} numbers on {found.samples:,} samples, {found.looks[-1].step:,} {unit} on {found.device} "
         f"in {found.seconds:.0f} s.{why}"
     )
 
 
 def losses(found: Lesson) -> str:
     """The loss before and after."""
+    if found.method == "blocks":
+        return f"{found.before:.4g} before, {found.after:.4g} after {found.best:,} blocks, on the samples learned from"
     return (
         f"{found.before:.4g} before, {found.after:.4g} after {found.best:,} steps, on {found.held:,} samples that were "
         "not learned from"

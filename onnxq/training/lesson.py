@@ -85,6 +85,7 @@ class Teaching:
                 best, stopped = Trainer(*asked).run()
             put_back()
         return Lesson(
+            method=curriculum.method,
             samples=len(learned),
             held=len(held),
             parameters=sum(values.numel() for values in student.parameters() if values.requires_grad),

@@ -17,7 +17,7 @@ from torch.nn import functional
 from onnxq.calibration.feeds import blamed
 from onnxq.calibration.functions import current_folder, find_function
 from onnxq.comparison import looks_like_classes
-from onnxq.errors import RecipeError
+from onnxq.errors import DataError, RecipeError
 
 SMALLEST = 1e-12
 """What a variance is at least, so that constant tensors divide."""
@@ -102,6 +102,10 @@ def supervise(scene: Scene) -> Tensor:
     for name, target in scene.targets.items():
         if looks_like_classes(target) and target.shape[:-1].numel() == labels.numel():
             scores = scene.outputs[name].flatten(0, -2)
+            if int(labels.max()) >= scores.shape[-1]:
+                raise DataError(
+                    f"Label {int(labels.max())} is none of the {scores.shape[-1]} classes of output '{name}'."
+                )
             scores = torch.log(scores.clamp_min(SMALLEST)) if is_distribution(target) else scores
             right = labels.reshape(-1).to(scores.device)
             return functional.cross_entropy(scores, right.where(right >= 0, IGNORED), ignore_index=IGNORED)

@@ -17,6 +17,7 @@ import torch
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
 from onnxq.curriculum import Curriculum
+from onnxq.errors import RecipeError
 from onnxq.training.batches import Batch, blended, endless, may_blend
 from onnxq.training.checkpoints import Checkpoint
 from onnxq.training.exam import Exam
@@ -118,6 +119,8 @@ class Trainer:
         done = self.checkpoint.load(exam, optimizer)
         if not exam.looks:
             exam.look(0)
+        if not math.isfinite(exam.looks[0].loss):
+            raise RecipeError("The loss is not finite before anything was trained. Check the loss, or the data.")
         every, stopped, broken = max(1, math.ceil(curriculum.steps / LOOKS)), self._impatient(), False
         for step, batch in enumerate(() if stopped else self._lessons()):
             if step < done:

@@ -231,3 +231,9 @@ def test_what_is_no_function_is_named(own: str, name: str, says: str) -> None:
 def test_the_known_ones() -> None:
     assert (find_loss("distill"), find_loss("labels")) == (distill, supervise)
     assert issubclass(DataError, OnnxqError)
+
+
+def test_a_label_that_is_no_class_is_named() -> None:
+    scene = Scene({"y": torch.randn(2, 5)}, {"y": torch.randn(2, 5)}, labels=torch.tensor([1, 7]))
+    with pytest.raises(DataError, match="Label 7 is none of the 5 classes of output 'y'"):
+        find_loss("labels")(scene)
