@@ -13,7 +13,6 @@ rounded by chance: Wei et al., QDrop, arXiv:2203.05740.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from onnxq.training.checkpoints import Checkpoint
 from onnxq.training.exam import Exam
 from onnxq.training.losses import SMALLEST, is_distribution
 from onnxq.training.simulation import Simulation, Weight, share_up
-from onnxq.training.trainer import BIASES, rate_for, scale_rate
+from onnxq.training.trainer import bias_group, falling, rate_for, scale_group
 
 DROPPED = 0.5
 """The share of the activations that pass as they are while a block is trained."""
@@ -157,7 +156,7 @@ class Reconstruction:
         for step in range(steps):
             place = int(torch.randint(len(feeds), ()))
             for group, rate in zip(optimizer.param_groups[1:], rates[1:], strict=True):
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+                group["lr"] = rate * falling(step, steps)
             lost = _lost(self.student(given[place], names), aims[place])
             first = first or float(lost.detach()) or 1.0
             optimizer.zero_grad()
@@ -182,14 +181,11 @@ class Reconstruction:
             torch.stack(heard).sum().backward()  # type: ignore[no-untyped-call]
         weights = [weight for weight in student.weights.values() if weight.values.grad is not None]
         groups: list[dict[str, object]] = [
-            {"params": [quantizer.log_scale], "lr": rate * scale_rate(quantizer)}
+            scale_group(quantizer, rate)
             for quantizer in student.activations.values()
             if quantizer.log_scale.grad is not None
         ]
-        for values in student.constants.values():
-            if values.grad is not None:
-                size = float(values.detach().square().mean().sqrt())
-                groups.append({"params": [values], "lr": rate * BIASES * max(size, 1e-4)})
+        groups += [bias_group(values, rate) for values in student.constants.values() if values.grad is not None]
         student.zero_grad(set_to_none=True)
         return weights, groups
 

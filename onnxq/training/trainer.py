@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import nn
 
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
@@ -73,24 +74,31 @@ def groups(student: Simulation, rate: float) -> list[dict[str, Any]]:
         {"params": [weight.values], "lr": rate * weight.step} for weight in student.weights.values()
     ]
     for quantizer in student.quantizers:
-        found.append({"params": [quantizer.log_scale], "lr": rate * scale_rate(quantizer)})
+        found.append(scale_group(quantizer, rate))
         if not quantizer.steady:
             found.append({"params": [quantizer.zero_point], "lr": rate})
-    for values in student.constants.values():
-        size = float(values.detach().square().mean().sqrt())
-        found.append({"params": [values], "lr": rate * BIASES * max(size, 1e-4)})
-    return found
+    return [*found, *(bias_group(values, rate) for values in student.constants.values())]
 
 
-def scale_rate(quantizer: Quantizer) -> float:
-    """How fast the logarithm of a scale moves: the more steps a range has, the further each moves its ends."""
-    return 2 * REACH / (quantizer.grid.form.levels - 1)
+def scale_group(quantizer: Quantizer, rate: float) -> dict[str, Any]:
+    """The logarithm of a scale, and how fast it moves: the more steps a range has, the further each moves its ends."""
+    return {"params": [quantizer.log_scale], "lr": rate * 2 * REACH / (quantizer.grid.form.levels - 1)}
+
+
+def bias_group(values: nn.Parameter, rate: float) -> dict[str, Any]:
+    """A bias, which moves by shares of its size."""
+    size = float(values.detach().square().mean().sqrt())
+    return {"params": [values], "lr": rate * BIASES * max(size, 1e-4)}
 
 
 def schedule(step: int, steps: int) -> float:
     """The share of its rate that a step has: up in a line, down in a cosine."""
-    warm = max(1, round(WARM * steps))
-    return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / max(1, round(WARM * steps))) * falling(step, steps)
+
+
+def falling(step: int, steps: int) -> float:
+    """From 1 down to 0, in a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 @dataclass(frozen=True)
