@@ -116,8 +116,7 @@ def optimize(
         "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},
     }
     asked["weight" if recipe in wishes.WEIGHT_ONLY else "activation"]["symmetric"] = symmetric
-    if plan is not None and (recipe is not None or wishes.given(asked)):
-        raise RecipeError("--plan brings its own recipe. Leave out --recipe and its flags, or edit the plan.")
+    wishes.check_plan(plan, recipe, asked)
     if not check and (wishes.given(limits) or keep_best is not None):
         raise RecipeError("--no-validate leaves nothing to judge a contract by. Leave it out, or the contract.")
     memo = wishes.memo_of(cache, no_cache)

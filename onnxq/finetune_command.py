@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from onnxq import flags, wishes
-from onnxq.errors import RecipeError
 from onnxq.reporting import check_outputs, check_page, report, told, write_page, write_plan
 
 TRAINING = "Training"  # the panel of --help
@@ -208,8 +207,7 @@ def finetune(
         "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},
     }
     asked["weight" if recipe in wishes.WEIGHT_ONLY else "activation"]["symmetric"] = symmetric
-    if plan is not None and (recipe is not None or wishes.given(asked)):
-        raise RecipeError("--plan brings its own recipe. Leave out --recipe and its flags, or edit the plan.")
+    wishes.check_plan(plan, recipe, asked)
     curriculum = make_curriculum(
         method=train, steps=steps, batch=train_batch, rate=rate, loss=loss, features=feature or (), mix=mix, hold=hold,
         patience=patience, seed=seed, device=device, threads=train_threads,

@@ -47,6 +47,12 @@ def keep_apart(output: Path | None, **inputs: Path | str | None) -> None:
             raise OutputError(f"The output '{output}' is what --{flag} reads. Name another file.")
 
 
+def check_plan(plan: Path | None, recipe: str | None, asked: Mapping[str, Any]) -> None:
+    """Refuse a plan beside a recipe or its flags. Raises RecipeError."""
+    if plan is not None and (recipe is not None or given(asked)):
+        raise RecipeError("--plan brings its own recipe. Leave out --recipe and its flags, or edit the plan.")
+
+
 def make_wish(name: str | None, flags: Mapping[str, Any]) -> Recipe:
     """The recipe of a name or a file, with the flags that were given on top of it.
 
