@@ -155,7 +155,7 @@ def optimize(
         )
     result = write_plan(result, save_plan)
     contract = (followed.recipe if followed else chosen).contract
-    shown = result.model_copy(update={"plan": result.plan.brief()}) if result.plan else result
+    shown = result.shown()
     write_page(shown, page, context, model.name)
     report(shown, lambda: diagnosis_table.below(tables.result(model, result, contract), result), as_json, quiet)
     return 1 if result.status == "rejected" else 0

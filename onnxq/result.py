@@ -94,6 +94,10 @@ class Result(Record):
     ranges: list[TensorRange] = []
     limits: list[Limit] = []
 
+    def shown(self) -> Result:
+        """The same as it is printed: without the integers of weights in its plan, which are long."""
+        return self.model_copy(update={"plan": self.plan.brief()}) if self.plan else self
+
 
 class Rejected(Exception):
     """Validation found the model broken."""
