@@ -210,7 +210,7 @@ def _check_keep_best(model: Source, target: Path | None, place: Path | None) -> 
     """Find out before the work whether the best model can be kept. Raises OutputError."""
     if place is None:
         return
-    check_output(model, place)
+    check_output(model, place, "--keep-best")
     if target is not None and place.resolve() == target.resolve():
         raise OutputError(f"The output and the best model to keep are both '{place}'. Name two files.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -104,18 +104,12 @@ def optimize(
     from onnxq.plan import read_plan
 
     limits = {"metric": metric, "max_drop": max_drop, "min_speedup": min_speedup, "max_size": max_size}
-    blocks = {"method": method, "fit": fit, "block_size": wishes.block_size_of(block_size), "bits": bits}
-    asked: dict[str, Any] = {
-        "target": target,
-        "format": format,
-        "least_sqnr": least_sqnr,
-        "balance": balance,
-        "activation": {"format": activations, "range": range_rule, "percent": percent, "bits": activation_bits},
-        "weight": {"format": weights, "per_channel": per_channel, **blocks},
-        "contract": limits,
-        "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},
-    }
-    asked["weight" if recipe in wishes.WEIGHT_ONLY else "activation"]["symmetric"] = symmetric
+    asked = wishes.asked_of(
+        recipe, keep_float, symmetric, target=target, format=format, least_sqnr=least_sqnr, balance=balance,
+        activations=activations, activation_bits=activation_bits, range=range_rule, percent=percent,
+        weights=weights, bits=bits, per_channel=per_channel, method=method, fit=fit,
+        block_size=wishes.block_size_of(block_size), **limits,
+    )  # fmt: skip
     wishes.check_plan(plan, recipe, asked)
     if not check and (wishes.given(limits) or keep_best is not None):
         raise RecipeError("--no-validate leaves nothing to judge a contract by. Leave it out, or the contract.")
@@ -183,8 +177,7 @@ def calibrate(
     from onnxq import api, tables
     from onnxq.options import Options
 
-    asked = {"target": target, "nodes": {pattern: {"quantize": False} for pattern in keep_float or []}}
-    chosen = wishes.make_wish(recipe, asked)
+    chosen = wishes.make_wish(recipe, wishes.asked_of(recipe, keep_float, target=target))
     wishes.keep_apart(output, data=data, recipe=recipe)
     with told(quiet) as progress:
         options = Options(samples=samples, threads=threads, memory=wishes.bytes_of(memory), progress=progress)
@@ -228,7 +221,8 @@ def validate(
     from onnxq import api, tables
     from onnxq.options import Options
 
-    contract = wishes.make_wish(None, {"contract": {"metric": metric, "max_drop": max_drop, "min_speedup": 0}}).contract
+    limits = wishes.asked_of(None, metric=metric, max_drop=max_drop, min_speedup=0)
+    contract = wishes.make_wish(None, limits).contract
     _check_pair(reference, candidate, data, page)
     with told(quiet) as progress:
         options = Options(
@@ -360,16 +354,17 @@ def bench(
     from onnxq.options import Options
 
     runtime.check_providers(_names(providers))
-    rows = [
-        row
-        for name in _names(providers)
-        for row in api.bench(
-            models,
-            data=data,
-            options=Options(threads=threads, batch=batch, providers=(name,)),
-            seconds=seconds,
-        )
-    ]
+    with told(quiet):
+        rows = [
+            row
+            for name in _names(providers)
+            for row in api.bench(
+                models,
+                data=data,
+                options=Options(threads=threads, batch=batch, providers=(name,)),
+                seconds=seconds,
+            )
+        ]
     report({"models": rows}, lambda: tables.timings(rows), as_json, quiet)
     return 0
 

@@ -69,8 +69,6 @@ def limits(contract: Contract, proof: Proof, random: bool, provider: str = "", t
     if score is not None and not random:
         allowed, words = contract.limit(score.metric), f"{beside_limit(score, contract)}."
         kept = keeps(score, contract)
-        if kept and score.drop > allowed:
-            words = f"{words} With so few samples it may well be within it."
         found.append(
             Limit(of="accuracy", metric=score.metric, measured=score.drop, allowed=allowed, holds=kept, sentence=words)
         )
@@ -120,7 +118,9 @@ def keeps(score: Score, contract: Contract) -> bool:
 
 def beside_limit(score: Score, contract: Contract) -> str:
     """What the quantized model loses and how much of it is allowed, without a full stop."""
-    return f"{sentence(score)} (limit {_number(_factor(score) * contract.limit(score.metric))})"
+    allowed = contract.limit(score.metric)
+    doubt = ", which so few samples do not show to be broken" if score.drop > allowed and keeps(score, contract) else ""
+    return f"{sentence(score)} (limit {_number(_factor(score) * allowed)}{doubt})"
 
 
 def sentence(score: Score) -> str:

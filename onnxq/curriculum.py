@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -87,6 +88,11 @@ class Lesson(Record):
     seconds: float
 
     @property
+    def unit(self) -> str:
+        """What is counted: a step, or a block."""
+        return "block" if self.method == "blocks" else "step"
+
+    @property
     def before(self) -> float:
         """The loss of the model as it was first rounded."""
         return self.looks[0].loss
@@ -97,9 +103,19 @@ class Lesson(Record):
         return next(look.loss for look in self.looks if look.step == self.best)
 
 
+FLAGS: Mapping[str, str] = {
+    **{key: f"--{key}" for key in Curriculum.model_fields},
+    "method": "--train",
+    "batch": "--train-batch",
+    "threads": "--train-threads",
+    "features": "--feature",
+}
+"""What the command line calls the keys of a curriculum."""
+
+
 def make_curriculum(**values: Any) -> Curriculum:
-    """A curriculum of what was given; None stands for what was not. Raises RecipeError that names the key."""
+    """A curriculum of what flags give; None stands for one that was left out. RecipeErrors name the flag."""
     try:
         return Curriculum.model_validate({key: value for key, value in values.items() if value is not None})
     except ValidationError as error:
-        raise RecipeError(explain(error, "curriculum")) from None
+        raise RecipeError(explain(error, "curriculum", FLAGS)) from None

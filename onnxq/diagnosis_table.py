@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from onnxq.tables import _decibels, _percent, _plural, _table, _title, sheet
+from onnxq.quantities import plural
+from onnxq.tables import _decibels, _percent, _table, _title, sheet
 
 if TYPE_CHECKING:
     from onnxq.diagnosis.findings import Diagnosis, Finding
@@ -43,7 +44,7 @@ def diagnosis(name: str, found: Diagnosis, top: int) -> RenderableType:
     adds_up = f"errors alone add up to {found.additivity:.2f} of all together"
     rows += [
         ("Simulated", f"{_decibels(found.simulated_db)}; {adds_up}"),
-        ("Quantized", f"{_plural(found.layers, 'layer')}, {_plural(len(found.findings), 'operator')} in all"),
+        ("Quantized", f"{plural(found.layers, 'layer')}, {plural(len(found.findings), 'operator')} in all"),
         ("Data", f"{found.data}; noise on the first {found.samples}"),
     ]
     rows += [("Note", Text(note, style="yellow", overflow="fold")) for note in found.notes]

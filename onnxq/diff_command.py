@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from onnxq import flags, wishes
+from onnxq import flags
 from onnxq.errors import RecipeError
 from onnxq.reporting import check_outputs, report
 
@@ -58,8 +58,8 @@ def diff(
     from onnxq import diff_table, diffing
 
     alarms = _alarms(fail_on)
-    wishes.keep_apart(html, before=before, after=after)
-    check_outputs(before, {"--html": html})
+    for model in (before, after):
+        check_outputs(model, {"--html": html})
     draw = None if html is None else diffing.page_writer()
     found = diffing.diff(before, after)
     if draw is not None and html is not None:

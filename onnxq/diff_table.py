@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from onnxq.graphdiff.findings import Detail, Edit, GraphDiff, InterfaceChange, ModelView, NodeView
+from onnxq.quantities import plural
 from onnxq.tables import size_of
 
 ALIKE, NODES, OPERATORS = 2, 6, 5
@@ -66,14 +67,17 @@ def _head(found: GraphDiff) -> Iterator[Text]:
     yield Text(f"--- {before.name}", style=GONE, overflow="fold")
     yield Text(f"+++ {after.name}", style=NEW, overflow="fold")
     if found.empty:
-        yield Text(f"The graphs are the same: {len(before.nodes)} nodes, {size_of(before.weight_bytes)} of weights.")
+        yield Text(
+            f"The graphs are the same: {plural(len(before.nodes), 'node')}, {size_of(before.weight_bytes)} of weights."
+        )
         return
     sizes = f"{size_of(before.weight_bytes)} -> {size_of(after.weight_bytes)} of weights"
-    yield Text(f"{len(before.nodes)} -> {len(after.nodes)} nodes, {sizes}", style="bold")
+    yield Text(f"{len(before.nodes):,} -> {plural(len(after.nodes), 'node')}, {sizes}", style="bold")
     kinds = [f"{counts[kind]} {kind}" for kind in ("replaced", "inserted", "removed", "changed") if counts[kind]]
     about = [f"{counts[a]} {a}" for a in ("requantized", "retyped", "weights", "attributes", "rewired") if counts[a]]
     detail = f" ({', '.join(about)})" if about else ""
-    yield Text(f"{counts['kept']} nodes are the same; {', '.join(kinds) or 'no other node'}{detail}", overflow="fold")
+    same = f"{plural(counts['kept'], 'node')} {'is' if counts['kept'] == 1 else 'are'} the same"
+    yield Text(f"{same}; {', '.join(kinds) or 'no other node'}{detail}", overflow="fold")
 
 
 def _interface(change: InterfaceChange) -> Text:

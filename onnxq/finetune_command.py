@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -20,6 +20,16 @@ Data = Annotated[
         rich_help_panel=flags.DATA,
         help="What to calibrate on and to learn from, as for optimize; 'labels' count for --loss labels alone. "
         "A part is held back for validation. Without data, a small language model learns from text that it writes.",
+        show_default=False,
+    ),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME|FILE",
+        rich_help_panel=flags.RECIPE,
+        help="static-int8 (default), weight-int8 or weight-int4, or a .toml file; flags override the file.",
         show_default=False,
     ),
 ]
@@ -141,7 +151,7 @@ def finetune(
     validation: flags.Validation = None,
     samples: flags.Samples = 128,
     memory: flags.Memory = None,
-    recipe: flags.RecipeName = None,
+    recipe: RecipeName = None,
     format: flags.Format = None,
     range_rule: flags.RangeRule = None,
     activations: flags.Activations = None,
@@ -193,20 +203,12 @@ def finetune(
     from onnxq.options import Options
     from onnxq.plan import read_plan
 
-    asked: dict[str, Any] = {
-        "format": format,
-        "balance": balance,
-        "activation": {"format": activations, "range": range_rule, "bits": activation_bits},
-        "weight": {
-            "format": weights,
-            "per_channel": per_channel,
-            "block_size": wishes.block_size_of(block_size),
-            "bits": bits,
-        },
-        "contract": {"metric": metric, "max_drop": max_drop, "min_speedup": min_speedup, "max_size": max_size},
-        "nodes": {pattern: {"quantize": False} for pattern in keep_float or []},
-    }
-    asked["weight" if recipe in wishes.WEIGHT_ONLY else "activation"]["symmetric"] = symmetric
+    asked = wishes.asked_of(
+        recipe, keep_float, symmetric, format=format, balance=balance, activations=activations, range=range_rule,
+        activation_bits=activation_bits, weights=weights, per_channel=per_channel, bits=bits,
+        block_size=wishes.block_size_of(block_size), metric=metric, max_drop=max_drop, min_speedup=min_speedup,
+        max_size=max_size,
+    )  # fmt: skip
     wishes.check_plan(plan, recipe, asked)
     curriculum = make_curriculum(
         method=train, steps=steps, batch=train_batch, rate=rate, loss=loss, features=feature or (), mix=mix, hold=hold,

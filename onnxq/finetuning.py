@@ -29,6 +29,8 @@ from onnxq.shelf import shelf_beside
 TEXTS = 256
 """Texts that a language model writes for itself to learn from."""
 
+VAIN = "Training brought no gain. More data, more steps or another rate may help."
+
 TRAINED: tuple[Mode, ...] = ("static-int8", *WEIGHT_ONLY)
 """What has scales that can be learned: those of dynamic activations are found on each run."""
 
@@ -79,7 +81,7 @@ def finetune(
     wanted = _to_train(plan.recipe if plan else recipe or Recipe(mode="static-int8"), plan)
     target, kept = target_of(model, output, wanted), None if checkpoint is None else Path(checkpoint)
     if kept is not None:
-        check_output(model, kept)
+        check_output(model, kept, "--checkpoint")
         if target is not None and kept.resolve() == target.resolve():
             raise OutputError(f"The output '{target}' is the checkpoint. Name another file.")
     build = Build(source.copy(), wanted, wanted.mode, progress=options.progress, threads=options.threads)
@@ -94,7 +96,7 @@ def finetune(
         build.calibration = at_most(learned, options.samples)
         judged = plan is None and bool(wanted.contract.model_fields_set)
         delivery = Delivery((reference, source), target, held, held is learned, judged, options)
-        teach = _teacher(learned, curriculum, kept)
+        teach = _teacher(source, learned, curriculum, kept)
         try:
             first, *_ = plan_model(build, plan, build.calibration, [], options)
         except Nothing as nothing:
@@ -103,7 +105,13 @@ def finetune(
         before, _ = attempt(build, first, start, replace(delivery, target=None, judged=False, proofs={}))
         build.teach = teach
         result, _ = attempt(build, first, start, delivery)
-    extra = {"lesson": build.lesson, "untrained": before.proof, "calibrated": len(build.calibration)}
+    vain = [VAIN] if build.lesson is not None and build.lesson.after >= build.lesson.before else []
+    extra = {
+        "lesson": build.lesson,
+        "untrained": before.proof,
+        "calibrated": len(build.calibration),
+        "warnings": [*result.warnings, *vain],
+    }
     return result.model_copy(update=extra)
 
 
@@ -115,11 +123,15 @@ def _own_text(model: Path, options: Options) -> Data:
     return found
 
 
-def _teacher(learned: Data, curriculum: Curriculum, checkpoint: Path | None) -> Callable[[Build, Graph], Lesson]:
-    """What trains a build; imported late, since it needs PyTorch."""
+def _teacher(
+    source: Graph, learned: Data, curriculum: Curriculum, checkpoint: Path | None
+) -> Callable[[Build, Graph], Lesson]:
+    """What trains a build, once it was found to fit; imported late, since it needs PyTorch."""
     from onnxq.training.lesson import Teaching
 
-    return Teaching(learned, curriculum, checkpoint)
+    found = Teaching(learned, curriculum, checkpoint)
+    found.check(source)
+    return found
 
 
 def _check_pytorch() -> None:

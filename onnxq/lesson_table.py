@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 
 from onnxq import tables
+from onnxq.quantities import plural
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,21 +34,21 @@ def lesson(model: Path, found: Result, contract: Contract) -> RenderableType:
 def trained(found: Lesson) -> str:
     """What was trained, on what, for how long."""
     why = f" {found.stopped}" if found.stopped else ""
-    unit = "blocks" if found.method == "blocks" else "steps"
+    done = plural(found.looks[-1].step, found.unit)
     return (
-        f"{found.parameters:,} numbers on {found.samples:,} samples, {found.looks[-1].step:,} {unit} on {found.device} "
-        f"in {found.seconds:.0f} s.{why}"
+        f"{plural(found.parameters, 'number')} on {plural(found.samples, 'sample')}, {done} on "
+        f"{found.device} in {found.seconds:.0f} s.{why}"
     )
 
 
 def losses(found: Lesson) -> str:
     """The loss before and after."""
-    if found.method == "blocks":
-        return f"{found.before:.4g} before, {found.after:.4g} after {found.best:,} blocks, on the samples learned from"
-    return (
-        f"{found.before:.4g} before, {found.after:.4g} after {found.best:,} steps, on {found.held:,} samples that were "
-        "not learned from"
-    )
+    held = "the samples learned from"
+    if found.method != "blocks":
+        held = f"{plural(found.held, 'sample')} not learned from"
+    if found.best == 0:
+        return f"{found.before:.4g} before, and never less on {held}: the model is as calibration left it"
+    return f"{found.before:.4g} before, {found.after:.4g} after {plural(found.best, found.unit)}, on {held}"
 
 
 def beside(untrained: Proof, proof: Proof) -> str:

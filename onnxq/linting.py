@@ -32,6 +32,11 @@ ACCUMULATES = (
 DEQUANTIZES = "Its weight is dequantized on every run: nothing fuses with that here."
 ALONE = "Q/DQ stands around it, and nothing folds them into one integer operator: it computes in float between them."
 
+SPARED = "It was left in float, though integers could run here. Quantize the float model again."
+
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+"""What stands between floats and integers."""
+
 ACTIVATION_ZERO = {"QLinearConv": 2, "QLinearMatMul": 2, "QGemm": 2, "MatMulIntegerToFloat": 4, "MatMulInteger": 2}
 """Where integer operators keep the zero point of what they read."""
 
@@ -79,7 +84,7 @@ def lint(model: Source, *, target: str = "cpu") -> Lint:
     """Say which operators of a model will not run as integers, and why.
 
     Of a float model: which of them `optimize` could not quantize. Of a Q/DQ model: which do not fold. Of a model with
-    integer operators: which are known to be slow.
+    integer operators: which are known to be slow, and which are still in float.
 
     Args:
         model: a path, the bytes of a model, or a `ModelProto`.
@@ -126,13 +131,17 @@ def _is_weight(tensor: Tensor) -> bool:
 
 
 def _float(build: Build) -> Iterator[Complaint]:
-    """What could not be quantized."""
+    """What could not be quantized; in a model that holds integers, layers that could and were not, too."""
+    begun = has_integer_operators(build.graph) or has_qdq(build.graph)
     typed(build.graph)
     build.apply(NORMALIZE, frozenset())
     nodes = {node.name: node for node in build.graph.nodes}
     for name, plan in place_graph(build).nodes.items():
-        if plan.treatment is Treatment.FLOAT and not plan.reason.startswith(PART_OF_LAYER):
-            yield Complaint(node=name, op=plan.op, layer=name in nodes and _is_layer(nodes[name]), reason=plan.reason)
+        layer, stays = name in nodes and _is_layer(nodes[name]), plan.treatment is Treatment.FLOAT
+        if plan.op in QUANTIZED_OPERATORS or plan.op in CONVERSIONS or plan.reason.startswith(PART_OF_LAYER):
+            continue
+        if stays or (begun and layer):
+            yield Complaint(node=name, op=plan.op, layer=layer, reason=plan.reason if stays else SPARED)
 
 
 def _folded(build: Build) -> Iterator[Complaint]:
@@ -156,7 +165,7 @@ def _folded(build: Build) -> Iterator[Complaint]:
 
 
 def _integer(build: Build) -> Iterator[Complaint]:
-    """What is there as integers and yet slow, and layers that are in float beside it."""
+    """What is there as integers and yet slow, and what is in float beside it."""
     unsigned = build.context.target.activation == "uint8"
     for node in build.graph.nodes:
         if node.op in ("ConvInteger", "MatMulInteger"):
@@ -165,9 +174,7 @@ def _integer(build: Build) -> Iterator[Complaint]:
             yield Complaint(node=node.name, op=node.op, layer=True, reason=SIGNED)
         elif node.op in ("Conv", "Gemm", "ConvTranspose") and _dequantized(node):
             yield Complaint(node=node.name, op=node.op, layer=True, reason=DEQUANTIZES)
-        elif has_integer_operators(build.graph) and _is_layer(node) and node.op not in QUANTIZED_OPERATORS:
-            reason = build.context.target.why_float.get(node.op, "It was left in float.")
-            yield Complaint(node=node.name, op=node.op, layer=True, reason=reason)
+    yield from _float(build)
 
 
 def _signed(node: Node) -> bool:

@@ -108,17 +108,23 @@ def _parse(content: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def check_output(source: Source, output: Path) -> None:
-    """Refuse an output that is the input, is no plain file, or lies in no folder. Raises OutputError."""
+def check_output(source: Source, output: Path, flag: str = "--output") -> None:
+    """Refuse an output that is the input, is no plain file, or lies in no folder. Raises OutputError.
+
+    Args:
+        source: the input.
+        output: what is to be written.
+        flag: what names it on the command line.
+    """
     if (
         isinstance(source, (str, Path))
         and output.exists()
         and Path(source).exists()
         and os.path.samefile(source, output)
     ):
-        raise OutputError(f"The output '{output}' is the input model. Name another file with --output.")
+        raise OutputError(f"The output '{output}' is the input model. Name another file with {flag}.")
     if output.is_dir():
-        raise OutputError(f"The output '{output}' is a folder. Name a file in it with --output.")
+        raise OutputError(f"The output '{output}' is a folder. Name a file in it with {flag}.")
     if output.is_symlink() or (output.exists() and not output.is_file()):
         raise OutputError(f"The output '{output}' is a link or a device, which would be replaced. Name a plain file.")
     if output.parent.exists() and not output.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Sizes and shares as people write them: `500MB`, `2 GiB`, `0.5%`."""
+"""Sizes, shares and counts as people write them: `500MB`, `2 GiB`, `0.5%`, `1,000 nodes`."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def share_of(text: str) -> float:
     if value >= 1 and not percent:
         raise ValueError(f"{text!r} may mean {value:g} % or {100 * value:g} %. Write which, with the %.")
     return value
+
+
+def plural(count: int, what: str) -> str:
+    """`1 node`, `1,000 nodes`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -250,12 +251,12 @@ class Recipe(Settings):
         return Override()
 
 
-def make_recipe(values: Mapping[str, Any]) -> Recipe:
-    """A recipe from nested mappings. Raises RecipeError that names the key."""
+def make_recipe(values: Mapping[str, Any], flags: Mapping[str, str] = MappingProxyType({})) -> Recipe:
+    """A recipe from nested mappings. Raises RecipeError that names the key, or the flag that it was given by."""
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(explain(error, "recipe")) from None
+        raise RecipeError(explain(error, "recipe", flags)) from None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -280,13 +281,16 @@ def _known(title: str, location: tuple[int | str, ...]) -> str:
     return f" Known keys: {', '.join(home.model_fields)}." if title == "Recipe" else " Take it out."
 
 
-def explain(error: ValidationError, what: str) -> str:
-    """The first complaint of pydantic as one sentence."""
+def explain(error: ValidationError, what: str, flags: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The first complaint of pydantic as one sentence; `flags` are those of the command line, by key."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or what
+    place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"Unknown key '{place}' in the {what}.{_known(error.title, first['loc'])}"
     if first["type"] == "missing":
         return f"The {what} lacks '{place}'. Add it."
     reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"'{place}' in the {what} is {first['input']!r:.80}: {reason}."
+    if first["type"] == "value_error" and not place:  # keys that contradict each other
+        return f"{reason[0].upper()}{reason[1:]}."
+    subject = flags.get(place) or f"'{place or what}' in the {what}"
+    return f"{subject} is {first['input']!r:.80}: {reason}."

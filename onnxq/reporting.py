@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def check_outputs(model: Path, places: Mapping[str, Path | None]) -> None:
         if place is None:
             continue
         if flag != "--output":  # which the API checks, once it has read the model
-            check_output(model, place)
+            check_output(model, place, flag)
         if place.resolve() in named:
             raise RecipeError(f"{flag} and {named[place.resolve()]} both name '{place}'. Name two files.")
         named[place.resolve()] = flag
@@ -72,12 +73,13 @@ def write_page(document: Any, place: Path | None, context: typer.Context, subjec
 
 @contextmanager
 def told(quiet: bool) -> Iterator[Progress]:
-    """Progress on standard error, where somebody sits in front of it."""
+    """Progress on standard error; what functions of the user's print meanwhile goes there too."""
     from onnxq.tables import Bars
 
     bars = Bars(silent=quiet)
     try:
-        yield bars
+        with redirect_stdout(sys.stderr):
+            yield bars
     finally:
         bars.close()
 

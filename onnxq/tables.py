@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.contract import beside_limit, keeps, sentence
+from onnxq.quantities import plural
 
 if TYPE_CHECKING:
     from onnxq.comparison import OutputProof
@@ -73,20 +75,24 @@ class Rate(ProgressColumn):
 
 
 class Bars:
-    """A bar for each task, one at a time; nothing where standard error is no terminal.
+    """A bar for each task, one at a time; where standard error is no terminal, a line every now and then.
 
     A finished bar stays, and nothing is drawn between tasks: the latency is measured there.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
         self._console = console(stderr=True)
-        self._silent = silent or not self._console.is_terminal
+        self._silent = silent
         self._bar: Progress | None = None
         self._task = ""
+        self._said = time.monotonic()
 
     def __call__(self, task: str, done: int, total: int) -> None:
         """Take in how far a task is; what follows its name and a colon is shown beside it."""
         if self._silent:
+            return
+        if not self._console.is_terminal:
+            self._say(task, done, total)
             return
         name, _, said = task.partition(": ")
         if self._bar is None or name != self._task:
@@ -99,12 +105,22 @@ class Bars:
         if done >= total:
             self.close()
 
+    def _say(self, task: str, done: int, total: int) -> None:
+        """A line for a log, so that long work is not taken for dead."""
+        now = time.monotonic()
+        if now - self._said >= SILENCE:
+            self._said = now
+            self._console.print(f"{task}: {done:,} of {total:,}")
+
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
+
+SILENCE = 30.0
+"""Seconds after which a log is told how far things are."""
 
 BYTES = "bytes"
 """The task whose progress is counted in bytes."""
@@ -145,10 +161,6 @@ def _counts(counts: Mapping[str, int], most: int) -> str:
     parts = [f"{count} {name}" for name, count in list(counts.items())[:most]]
     rest = sum(list(counts.values())[most:])
     return ", ".join([*parts, f"{rest} more"] if rest else parts)
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 # Pieces
@@ -273,7 +285,7 @@ def _float_rows(nodes: Sequence[FloatNode]) -> list[Text]:
         row = Text(f"{_counts(dict(counts.most_common()), MOST_OPERATORS)}: {reason}", overflow="fold")
         rows.append(row.append(f" Such as {example}.", style="dim"))
     rest = sum(group[0].total() for group in groups[MOST_REASONS:])
-    return [*rows, Text(f"{_plural(rest, 'node')} for other reasons; --json names them.")] if rest else rows
+    return [*rows, Text(f"{plural(rest, 'node')} for other reasons; --json names them.")] if rest else rows
 
 
 def _proof_rows(proof: Proof) -> list[tuple[str, RenderableType]]:
@@ -302,7 +314,7 @@ def _score(proof: Proof, contract: Contract | None) -> list[tuple[str, Renderabl
 
 
 def _conditions(proof: Proof) -> str:
-    threads = "the runtime's choice of threads" if proof.threads == 0 else _plural(proof.threads, "thread")
+    threads = "the runtime's choice of threads" if proof.threads == 0 else plural(proof.threads, "thread")
     return f"{proof.provider}, {threads}, batch of {proof.batch}"
 
 
@@ -339,7 +351,7 @@ def result(model: Path, found: Result, contract: Contract) -> RenderableType:
 
 
 def _data(found: Result) -> str:
-    parts = [f"calibrated on {_plural(found.calibrated, 'sample')}"] if found.calibrated else []
+    parts = [f"calibrated on {plural(found.calibrated, 'sample')}"] if found.calibrated else []
     if found.proof is not None:
         seen = ", which calibration saw" if found.proof.seen else ""
         parts.append(f"validated on {found.proof.data}{seen}")
@@ -369,7 +381,7 @@ def proofs(
 def calibration(found: Mapping[str, Any]) -> RenderableType:
     """What `calibrate` wrote."""
     rows: list[tuple[str, RenderableType]] = [
-        ("Statistics", f"{_plural(found['tensors'], 'tensor')}, {_plural(found['samples'], 'sample')}"),
+        ("Statistics", f"{plural(found['tensors'], 'tensor')}, {plural(found['samples'], 'sample')}"),
         *(("Warning", f"'{name}' was NaN or infinite {n} times") for name, n in found["non_finite"].items()),
         ("File", found["output"]),
     ]
@@ -384,7 +396,7 @@ def summary(model: Path, found: Summary) -> RenderableType:
     rows: list[tuple[str, RenderableType]] = [
         (
             "Quantized",
-            f"{found.quantized}, {found.integer_layers} of {_plural(len(found.layers), 'layer')} on integers",
+            f"{found.quantized}, {found.integer_layers} of {plural(len(found.layers), 'layer')} on integers",
         ),
         *(("" if place else "Inputs", line) for place, line in enumerate(found.inputs)),
         *(("" if place else "Outputs", line) for place, line in enumerate(found.outputs)),

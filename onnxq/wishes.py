@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,28 @@ MODES = ("auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8", "we
 
 WEIGHT_ONLY = ("weight-int8", "weight-int4")
 """Those that store weights in blocks."""
+
+PLACES: Mapping[str, tuple[str, ...]] = {
+    "target": ("target",),
+    "format": ("format",),
+    "least_sqnr": ("least_sqnr",),
+    "balance": ("balance",),
+    "activations": ("activation", "format"),
+    "activation_bits": ("activation", "bits"),
+    "range": ("activation", "range"),
+    "percent": ("activation", "percent"),
+    "weights": ("weight", "format"),
+    "bits": ("weight", "bits"),
+    "per_channel": ("weight", "per_channel"),
+    "method": ("weight", "method"),
+    "fit": ("weight", "fit"),
+    "block_size": ("weight", "block_size"),
+    "metric": ("contract", "metric"),
+    "max_drop": ("contract", "max_drop"),
+    "min_speedup": ("contract", "min_speedup"),
+    "max_size": ("contract", "max_size"),
+}
+"""Where a recipe keeps what a flag says."""
 
 
 def bytes_of(size: str | None) -> int | None:
@@ -47,6 +70,18 @@ def keep_apart(output: Path | None, **inputs: Path | str | None) -> None:
             raise OutputError(f"The output '{output}' is what --{flag} reads. Name another file.")
 
 
+def asked_of(
+    recipe: str | None, keep_float: Sequence[str] | None = None, symmetric: bool | None = None, **flags: Any
+) -> dict[str, Any]:
+    """What flags ask for, nested as a recipe is; None stands for a flag that was not given."""
+    asked: dict[str, Any] = {"nodes": {pattern: {"quantize": False} for pattern in keep_float or []}}
+    for name, value in flags.items():
+        *groups, key = PLACES[name]
+        reduce(lambda found, group: found.setdefault(group, {}), groups, asked)[key] = value
+    kind = "weight" if recipe in WEIGHT_ONLY else "activation"
+    return {**asked, kind: {**asked.get(kind, {}), "symmetric": symmetric}}
+
+
 def check_plan(plan: Path | None, recipe: str | None, asked: Mapping[str, Any]) -> None:
     """Refuse a plan beside a recipe or its flags. Raises RecipeError."""
     if plan is not None and (recipe is not None or given(asked)):
@@ -71,16 +106,17 @@ def make_wish(name: str | None, flags: Mapping[str, Any]) -> Recipe:
         raise RecipeError(f"There is no recipe '{name}'. Known are {', '.join(MODES)}; a file ends in .toml.")
     else:
         base = read_recipe(Path(name)).model_dump(exclude_unset=True)
-    recipe = make_recipe(_merged(base, given(flags)))
+    asked = given(flags)
+    names = {".".join(place): f"--{name.replace('_', '-')}" for name, place in PLACES.items() if _holds(asked, place)}
+    recipe = make_recipe(_merged(base, asked), names)
     if recipe.mode not in WEIGHT_ONLY:
-        asked = flags.get("weight", {})
         blocks = ("method", "fit", "block_size", *(() if recipe.mode == "static-int8" else ("bits",)))
-        for flag in [flag for flag in blocks if asked.get(flag) is not None]:
+        for flag in [flag for flag in blocks if _holds(asked, PLACES[flag])]:
             raise RecipeError(
                 f"--{flag.replace('_', '-')} has no effect on {recipe.mode}. Add --recipe {' or '.join(WEIGHT_ONLY)}."
             )
     rules = {recipe.activation.range, *(wish.range for wish in recipe.nodes.values())}
-    if flags.get("activation", {}).get("percent") is not None and not rules & {"percentile", "auto"}:
+    if _holds(asked, PLACES["percent"]) and not rules & {"percentile", "auto"}:
         raise RecipeError(f"--percent has no effect on --range {recipe.activation.range}. Add --range percentile.")
     return recipe
 
@@ -94,6 +130,12 @@ def given(flags: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that were given."""
     nested = {key: given(value) if isinstance(value, Mapping) else value for key, value in flags.items()}
     return {key: value for key, value in nested.items() if value is not None and value != {}}
+
+
+def _holds(asked: Mapping[str, Any], place: Sequence[str]) -> bool:
+    """Whether something was asked for at a place."""
+    *groups, key = place
+    return key in reduce(lambda found, group: found.get(group, {}), groups, asked)
 
 
 def _merged(base: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def test_every_public_name_is_there() -> None:
     for name in functions:
         assert getattr(onnxq, name) is getattr(api, name)
     assert all(getattr(onnxq, name) is not None for name in onnxq.__all__)
+    assert set(onnxq.__all__) <= set(dir(onnxq))
     with pytest.raises(AttributeError, match="no attribute 'optimise'"):
         onnxq.optimise  # noqa: B018
 

@@ -550,11 +550,32 @@ def test_progress_tells_rate_and_remaining_time(monkeypatch: pytest.MonkeyPatch)
         assert word in said
 
 
-def test_there_is_no_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_is_told_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     bars = tables.Bars()
     bars("calibrate", 1, 2)
-    bars.close()
     assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(tables, "SILENCE", 0.0)
+    bars("train: loss 0.5", 1200, 2000)
+    monkeypatch.undo()
+    bars("validate", 1, 2)
+    bars.close()
+    assert capsys.readouterr() == ("", "train: loss 0.5: 1,200 of 2,000\n")
+    quiet = tables.Bars(silent=True)
+    monkeypatch.setattr(tables, "SILENCE", 0.0)
+    quiet("calibrate", 1, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_functions_of_the_user_print_is_no_part_of_the_json(
+    onnxq: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "import numpy as np\ndef feeds():\n print('loud')\n return np.zeros((2, 1, 32, 32), np.float32)\n"
+    (tmp_path / "loud_data.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    digits = Path(__file__).parents[1] / "models" / "digits.onnx"
+    done = onnxq("bench", digits, "--data", "python:loud_data:feeds", "--seconds", 0, "--json")
+    assert (done.code, len(done.json["models"])) == (0, 1)
+    assert "loud" in done.err
 
 
 # tables

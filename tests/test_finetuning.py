@@ -391,16 +391,27 @@ def test_json_is_one_document_and_tables_go_to_standard_error(onnxq: Command, mo
 
 
 def test_a_person_reads_what_training_did(onnxq: Command, model: Path, data: Path) -> None:
-    done = onnxq("finetune", model, "--data", data, "--bits", 4, "--hold", 0.25, *WORDS)
+    more = ("--bits", 2, "--hold", 0.25, "--rate", 0.03, *WORDS, "--steps", 40)
+    done = onnxq("finetune", model, "--data", data, *more)
     assert (done.code, done.err) == (0, "")
     said = " ".join(done.out.replace("│", " ").split())
     assert "Trained" in said
-    assert "numbers on 14 samples, 4 steps on cpu in" in said
+    assert "numbers on 14 samples, 40 steps on cpu in" in said
     assert "Loss" in said
-    assert "steps, on 4 samples that were not learned from" in said
+    assert "steps, on 4 samples not learned from" in said
+    assert "brought no gain" not in said
     assert "Untrained" in said
     assert "without training" in said
     assert "with it" in said
+
+
+def test_training_in_vain_is_said(onnxq: Command, model: Path, data: Path) -> None:
+    """A rate so low that nothing moves."""
+    words = ("--bits", 4, "--rate", 1e-12, *WORDS)
+    done = onnxq("finetune", model, "--data", data, *words)
+    said = " ".join(done.out.split())
+    assert "never less on 2 samples not learned from: the model is as calibration left it" in said
+    assert "Training brought no gain." in said
 
 
 def test_quiet_says_nothing(onnxq: Command, model: Path, data: Path) -> None:
@@ -430,19 +441,26 @@ def test_a_rejected_model_is_exit_code_1(onnxq: Command, model: Path, data: Path
 
 
 BAD: dict[str, tuple[tuple[Any, ...], str]] = {
-    "a loss that nobody knows": (("--loss", "mse"), "'loss' in the curriculum is 'mse'"),
+    "a loss that nobody knows": (("--loss", "mse"), "--loss is 'mse': there is no such loss"),
     "a loss in no module": (("--loss", "no_such_module:f"), "Loss 'no_such_module:f' failed with ModuleNotFoundError"),
     "labels that nobody gave": (("--loss", "labels"), "needs data with an array 'labels'"),
     "no steps": (("--steps", 0), "--steps"),
     "steps that are no number": (("--steps", "many"), "--steps"),
-    "a rate below 0": (("--rate", -1), "'rate' in the curriculum is -1.0"),
-    "all held back": (("--hold", 1), "'hold' in the curriculum is 1.0"),
-    "a method that nobody knows": (("--train", "magic"), "'method' in the curriculum is 'magic'"),
-    "a device that nobody knows": (("--device", "tpu"), "'device' in the curriculum is 'tpu'"),
+    "a rate below 0": (("--rate", -1), "--rate is -1.0: "),
+    "all held back": (("--hold", 1), "--hold is 1.0: "),
+    "a method that nobody knows": (("--train", "magic"), "--train is 'magic': "),
+    "a device that nobody knows": (("--device", "tpu"), "--device is 'tpu': "),
+    "batches of none": (("--train-batch", 0), "--train-batch"),
+    "half a bit": (("--bits", 4.5), "error: Static weights take a whole number of bits, not 4.5."),
+    "too many bits": (("--bits", 9), "error: --bits is 9.0: "),
+    "too few bits of activations": (("--activation-bits", 1), "error: --activation-bits is 1: "),
+    "a range that there is not": (("--range", "widest"), "error: --range is 'widest': "),
+    "a metric that there is not": (("--metric", "top5"), "error: --metric is 'top5': "),
     "a mode without scales": (("--recipe", "dynamic-int8"), "dynamic-int8 has no scales that can be learned"),
     "a feature that there is not": (("--feature", "nope*"), "Feature 'nope*' matches no tensor"),
     "output and checkpoint": (("-o", "{tmp}/same.onnx", "--checkpoint", "{tmp}/same.onnx"), "both name"),
-    "the model as checkpoint": (("--checkpoint", "{model}"), "model.onnx"),
+    "the model as checkpoint": (("--checkpoint", "{model}"), "is the input model. Name another file with --checkpoint"),
+    "the model as report": (("--report", "{model}"), "is the input model. Name another file with --report"),
     "the data as checkpoint": (("--checkpoint", "{data}"), "data.npz' is what --data reads"),
     "a plan and a recipe": (("--plan", "{plan}", "--bits", 4), "--plan brings its own recipe"),
     "a dynamic plan": (("--plan", "{plan}"), "runs layers dynamically"),

@@ -106,6 +106,21 @@ def test_what_onnxq_makes_has_nothing_but_what_it_left_in_float(tmp_path: Path) 
     assert after.layers - after.integer == before.layers - before.integer == 1
 
 
+def test_an_integer_model_is_asked_what_is_still_in_float() -> None:
+    text = """(float[N,8] x) => (float[N,4] y) {
+        q = QuantizeLinear(x, s, z) p = QLinearMatMul(q, s, z, w, s, k, s, z) d = DequantizeLinear(p, s, z)
+        [bend] e = Erf(d) [late] f = MatMul(e, v) y = Softmax(f) }"""
+    ints = RANDOM.integers(-9, 9, (8, 4)).astype(np.int8)
+    seen = found(text, {"s": SCALE, "z": np.uint8(3), "k": np.int8(0), "w": ints, "v": floats(4, 4)})
+    assert (seen.kind, seen.layers, seen.integer, seen.clean) == ("integer operators", 2, 1, False)
+    said = {each.node: each for each in seen.complaints}
+    assert said["late"].layer
+    assert "Quantize the float model again" in said["late"].reason
+    assert not said["bend"].layer
+    assert "no integer kernel for Erf" in said["bend"].reason
+    assert not {each.op for each in seen.complaints} & {"QuantizeLinear", "DequantizeLinear", "QLinearMatMul"}
+
+
 def test_a_target_without_integer_kernels_is_refused() -> None:
     with pytest.raises(RecipeError, match="'cuda' has no integer kernels"):
         lint(MODELS / "digits.onnx", target="cuda")

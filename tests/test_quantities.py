@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onnxq.quantities import bytes_of, share_of
+from onnxq.quantities import bytes_of, plural, share_of
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,8 @@ def test_a_number_that_may_mean_a_percentage_or_a_share() -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="is no size"):
         bytes_of(text)
+
+
+@pytest.mark.parametrize(("count", "words"), [(0, "0 nodes"), (1, "1 node"), (2, "2 nodes"), (12345, "12,345 nodes")])
+def test_one_is_no_plural(count: int, words: str) -> None:
+    assert plural(count, "node") == words

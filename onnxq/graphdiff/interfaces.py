@@ -8,6 +8,7 @@ from onnxq.graph import Graph
 from onnxq.graphdiff.findings import InterfaceChange
 from onnxq.graphdiff.fingerprints import of_message
 from onnxq.interface import TensorSpec
+from onnxq.quantities import plural
 
 
 def compare_interfaces(first: Graph, second: Graph) -> Iterator[InterfaceChange]:
@@ -42,7 +43,7 @@ def _metadata(graph: Graph) -> dict[str, str]:
         "description": shell.doc_string,
     }
     for function in shell.functions:
-        what = f"{len(function.node)} nodes, digest {of_message(function)[:8]}"
+        what = f"{plural(len(function.node), 'node')}, digest {of_message(function)[:8]}"
         found[f"function {function.domain}.{function.name}"] = what
     return {key: value for key, value in (found | stated).items() if value}
 

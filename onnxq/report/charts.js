@@ -1,5 +1,5 @@
 "use strict";
-// Draws with Plotly, which is unpacked when the first chart comes into view; every number is read from the document.
+// Draws with Plotly, once the page is there; every number is read from the document.
 (() => {
   const found = JSON.parse(document.getElementById("document").textContent);
   const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;"); // Plotly reads some markup
@@ -37,12 +37,12 @@
   };
 
   const lesson = () => {
-    const looks = found.lesson.looks, best = looks.filter((look) => look.step === found.lesson.best);
+    const looks = found.lesson.looks, blocks = found.lesson.method === "blocks", best = looks.filter((look) => look.step === found.lesson.best);
     const line = (some, more) => ({ type: "scatter", x: some.map((l) => l.step), y: some.map((l) => l.loss), ...more });
     return [[
       line(looks, { mode: "lines+markers", line: { color: color("accent"), width: 2 }, marker: { size: 4 } }),
       line(best, { mode: "markers", marker: { size: 11, color: color("good") }, hovertemplate: "taken: %{y:.4g}<extra></extra>" }),
-    ], layout(axis("steps"), axis("loss on samples held back", { rangemode: "tozero" }))];
+    ], layout(axis(blocks ? "blocks" : "steps"), axis(`loss on samples ${blocks ? "learned from" : "held back"}`, { rangemode: "tozero" }))];
   };
 
   const histogram = (index) => {
@@ -75,16 +75,12 @@
     document.head.append(script);
   };
 
-  let library = null;
-  const drawn = new Set();
-  const watcher = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) {
-      if (!isIntersecting) continue;
-      watcher.unobserve(target);
-      library ??= unpack();
-      library.then(() => draw(target)).then(() => { drawn.add(target); target.dataset.drawn = "yes"; });
+  addEventListener("load", async () => {
+    await unpack();
+    for (const place of document.querySelectorAll(".plot")) {
+      await draw(place);
+      place.dataset.drawn = "yes";
     }
-  }, { rootMargin: "600px" });
-  for (const place of document.querySelectorAll(".plot")) watcher.observe(place);
-  document.addEventListener("theme", () => drawn.forEach(draw));
+  });
+  document.addEventListener("theme", () => document.querySelectorAll(".plot[data-drawn]").forEach(draw));
 })();

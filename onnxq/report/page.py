@@ -145,7 +145,7 @@ def _digest(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _library() -> tuple[str, str]:
-    """Plotly, packed to a third and as text, and the digest of what is unpacked when the first chart is seen."""
+    """Plotly, packed to a third and as text, and the digest of what it is unpacked to."""
     found = find_spec("plotly")  # to import it would take longer, and bring nothing
     assert found is not None
     assert found.origin is not None

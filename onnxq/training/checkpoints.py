@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,10 @@ class Checkpoint:
 
     @staticmethod
     def _read(file: Path) -> dict[str, Any]:
-        """What was kept. PyTorch runs none of it, and says in many ways that it is something else."""
-        try:
-            with catch_warnings(action="ignore"):
-                found = torch.load(file, weights_only=True)
-        except Exception as error:
-            said = str(error).partition("\n")[0][:160] or type(error).__name__
-            raise RecipeError(
-                f"'{file}' is no checkpoint of onnxq ({said}). Name another file, or delete it."
-            ) from None
+        """What was kept. PyTorch runs none of it, and says in many ways that it is something else, or damaged."""
+        found = None
+        with catch_warnings(action="ignore"), suppress(Exception):
+            found = torch.load(file, weights_only=True)
         if not isinstance(found, dict) or not found.keys() >= KEYS:
-            raise RecipeError(f"'{file}' is no checkpoint of onnxq. Name another file, or delete it.")
+            raise RecipeError(f"'{file}' is no checkpoint of onnxq, or damaged. Name another file, or delete it.")
         return found

@@ -48,6 +48,18 @@ class Teaching:
     curriculum: Curriculum
     checkpoint: Path | None = None
 
+    def check(self, source: Graph) -> None:
+        """Find out before the work what does not fit: device, loss, labels, features. Raises RecipeError."""
+        pick_device(self.curriculum.device)
+        find_loss(self.curriculum.loss)
+        if self.curriculum.loss == "labels" and self.data.labels is None:
+            raise RecipeError("--loss labels needs data with an array 'labels'. Add one, or take --loss distill.")
+        whole = any(array.dtype.kind != "f" for array in self.data.sample(0).values())
+        told = self.data.labels is not None and self.curriculum.loss != "distill"
+        if self.curriculum.mix and (whole or told):
+            raise RecipeError("--mix blends samples, which integers and labels cannot be. Leave it out.")
+        _matching([tensor.name for node in source.nodes for tensor in node.outputs], self.curriculum.features)
+
     def __call__(self, build: Build, exact: Graph) -> Lesson:
         """Train what was quantized, in place.
 
@@ -60,8 +72,8 @@ class Teaching:
             RecipeError: the curriculum does not fit.
         """
         assert build.plan is not None
+        self.check(exact)
         start, curriculum, device = time.perf_counter(), self.curriculum, pick_device(self.curriculum.device)
-        self._check_mix()
         loss, (learned, held) = find_loss(curriculum.loss), self._split()
         with seeded(curriculum.seed, curriculum.threads):
             teacher = Interpreter(exact)
@@ -105,13 +117,6 @@ class Teaching:
         if count < 2:
             raise DataError(f"{self.data.description}: training needs 2 samples at least. Give more data.")
         return self.data.split(max(1, count - max(1, round(self.curriculum.hold * count))))
-
-    def _check_mix(self) -> None:
-        """Raise RecipeError where samples are to be blended that cannot be."""
-        whole = any(array.dtype.kind != "f" for array in self.data.sample(0).values())
-        told = self.data.labels is not None and self.curriculum.loss != "distill"
-        if self.curriculum.mix and (whole or told):
-            raise RecipeError("--mix blends samples, which integers and labels cannot be. Leave it out.")
 
     def _run(self, plan: Plan, exact: Graph) -> str:
         """What this run depends on, as text; nobody asks where no state is kept."""
@@ -162,6 +167,11 @@ def _features(exact: Graph, student: Simulation, patterns: Sequence[str]) -> lis
     """The inner tensors that patterns mean, of those that both models have. Raises RecipeError."""
     both = {tensor.name for node in student.graph.nodes for tensor in node.outputs}
     known = [t.name for node in exact.nodes for t in node.outputs if t.dtype == np.float32 and t.name in both]
+    return _matching(known, patterns)
+
+
+def _matching(known: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The names that patterns mean. Raises RecipeError where one means none."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise RecipeError(

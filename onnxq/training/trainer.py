@@ -19,6 +19,7 @@ from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data
 from onnxq.curriculum import Curriculum
 from onnxq.errors import RecipeError
+from onnxq.quantities import plural
 from onnxq.training.batches import Batch, blended, endless, may_blend
 from onnxq.training.checkpoints import Checkpoint
 from onnxq.training.exam import Exam
@@ -138,7 +139,7 @@ class Trainer:
             lost = self._step(batch, optimizer)
             self.progress(f"train: loss {lost:.3g}", step + 1, curriculum.steps)
             if broken := not math.isfinite(lost):
-                stopped = f"The loss was not finite after {step + 1} steps; a lower rate may help."
+                stopped = f"The loss was not finite after {plural(step + 1, 'step')}; a lower rate may help."
                 break
             if (step + 1) % every == 0 or step + 1 == curriculum.steps:
                 exam.look(step + 1)

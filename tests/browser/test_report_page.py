@@ -99,12 +99,11 @@ def plain(text: str) -> str:
 
 
 def draw_everything(window: Window) -> int:
-    """Scroll to every chart and wait until it is there; how many there are."""
+    """Wait until every chart is there, also those that nobody scrolled to; how many there are."""
+    window.page.wait_for_function("document.querySelectorAll('.plot:not([data-drawn])').length === 0")
     charts = window.page.locator(".plot")
     for index in range(charts.count()):
-        charts.nth(index).scroll_into_view_if_needed()
         window.page.wait_for_selector(f".plot >> nth={index} >> css=.main-svg >> nth=0", state="attached")
-    window.page.wait_for_function("document.querySelectorAll('.plot:not([data-drawn])').length === 0")
     return charts.count()
 
 

@@ -147,7 +147,10 @@ def test_bad_input(onnxq: Command, models: dict[str, Path], tmp_path: Path) -> N
         ((models["model"], tmp_path / "missing.onnx"), "does not exist"),
         ((models["model"], broken), "not an ONNX model"),
         ((models["model"], models["same"], "--fail-on", "inserted,everything"), "does not know 'everything'"),
-        ((models["model"], models["same"], "--html", models["same"]), "is what --after reads"),
+        (
+            (models["model"], models["same"], "--html", models["same"]),
+            "is the input model. Name another file with --html",
+        ),
         ((models["model"], models["same"], "--html", tmp_path), "is a folder"),
         ((models["model"], models["same"], "--html", tmp_path / "no" / "x.html"), "does not exist"),
         ((models["model"],), "'after'"),

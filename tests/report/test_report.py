@@ -143,6 +143,26 @@ def test_a_frontier_and_a_lesson_are_shown(page: Path, model: Path, data: Path) 
     assert {"/frontier/2/drop", "/lesson/parameters"} <= {number.at for number in shown.numbers}
 
 
+@pytest.mark.parametrize(
+    ("method", "best", "words"),
+    [
+        ("lsq", 10, "the state after step 10 was taken."),
+        ("lsq", 0, "the loss never fell: the model is as calibration left it."),
+        ("blocks", 10, "10 blocks, one after the other."),
+    ],
+)
+def test_what_training_counts(page: Path, model: Path, data: Path, method: str, best: int, words: str) -> None:
+    found = package.optimize(model, data=data, recipe=Recipe(mode="static-int8"), options=Options(seconds=0))
+    looks = [Look(step=0, loss=1.0), Look(step=10, loss=0.5)]
+    lesson = Lesson(
+        method=method, samples=12, held=4, parameters=345, fidelity=0, device="cpu", looks=looks, best=best, stopped="",
+        seconds=1.5,
+    )  # fmt: skip
+    package.write_report(found.model_copy(update={"lesson": lesson}), page)
+    text = page.read_text(encoding="utf-8").partition('id="training"')[2].partition("</section>")[0]
+    assert words in " ".join(re.sub(r"<[^>]+>", "", text).split())
+
+
 def test_a_page_from_python_tells_an_equivalent_call(page: Path, model: Path, data: Path) -> None:
     recipe = Recipe(mode="static-int8")
     found = package.optimize(model, data=data, recipe=recipe, options=Options(check=False))

@@ -179,11 +179,6 @@ def test_labels_belong_to_the_output_that_scores_them() -> None:
     assert float(supervise(scene)) == pytest.approx(cross_entropy(scores, [4, 0, 2]), rel=1e-5)
 
 
-def test_no_labels() -> None:
-    with pytest.raises(RecipeError, match="--loss labels needs data with an array 'labels'"):
-        supervise(Scene({"y": some(3, 5)}, {"y": some(3, 5)}))
-
-
 def test_labels_that_no_output_scores() -> None:
     with pytest.raises(RecipeError, match=r"No output has a score for each class of \[7\] labels"):
         supervise(Scene({"y": some(3, 5)}, {"y": some(3, 5)}, labels=torch.arange(7)))

@@ -271,7 +271,8 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_best_state(after: int) -> No
     room = Class()
     room.exam.loss = Breaking(after)
     best, stopped = room.train(steps=40, rate=0.1)
-    assert stopped == f"The loss was not finite after {after + 1} steps; a lower rate may help."
+    steps = "1 step" if after == 0 else f"{after + 1} steps"
+    assert stopped == f"The loss was not finite after {steps}; a lower rate may help."
     least = min(room.exam.looks, key=lambda look: look.loss)
     assert best == least.step
     room.exam.look(99)
