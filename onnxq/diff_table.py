@@ -12,8 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from onnxq.graphdiff.findings import Detail, Edit, GraphDiff, InterfaceChange, ModelView, NodeView
-from onnxq.quantities import plural
-from onnxq.tables import size_of
+from onnxq.quantities import plural, size_of
 
 ALIKE, NODES, OPERATORS = 2, 6, 5
 """How many edits of one sort, nodes of one edit and operators of one line are listed."""

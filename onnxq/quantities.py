@@ -36,3 +36,17 @@ def share_of(text: str) -> float:
 def plural(count: int, what: str) -> str:
     """`1 node`, `1,000 nodes`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def size_of(count: float) -> str:
+    """Bytes: `3.5 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+
+
+def milliseconds(value: float) -> str:
+    """`0.226 ms`."""
+    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.contract import beside_limit, keeps, sentence
-from onnxq.quantities import plural
+from onnxq.quantities import milliseconds, plural, size_of
 
 if TYPE_CHECKING:
     from onnxq.comparison import OutputProof
@@ -135,19 +135,6 @@ def _bar(paper: Console, *, in_bytes: bool = False) -> Progress:
 # Numbers
 
 
-def size_of(count: float) -> str:
-    """Bytes for a reader: `3.5 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-
-
-def _time(milliseconds: float) -> str:
-    return f"{milliseconds:.3g} ms" if milliseconds < 100 else f"{milliseconds:.0f} ms"
-
-
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f} %"
 
@@ -193,7 +180,7 @@ def _before_and_after(proof: Proof) -> Table:
     if proof.size_float:
         table.add_row("Size", size_of(proof.size_float), size_of(proof.size), _percent(proof.size / proof.size_float))
     change = f"{proof.speedup:.2f}x as fast"
-    table.add_row("Latency", _time(proof.milliseconds_float), _time(proof.milliseconds), change)
+    table.add_row("Latency", milliseconds(proof.milliseconds_float), milliseconds(proof.milliseconds), change)
     if proof.memory and proof.memory_float:
         share = _percent(proof.memory / proof.memory_float)
         table.add_row("Memory", size_of(proof.memory_float), size_of(proof.memory), share)
@@ -232,7 +219,7 @@ def _frontier(points: Sequence[Point]) -> Table:
     drop = [] if metric is None else [f"drop ({metric})"]
     table = _table("Frontier", "size", "latency", "speed", *drop, "SQNR", "contract", "")
     for point in points:
-        figures = [size_of(point.size), _time(point.milliseconds), f"{point.speedup:.2f}x"]
+        figures = [size_of(point.size), milliseconds(point.milliseconds), f"{point.speedup:.2f}x"]
         figures += [_drop(point)] * len(drop)
         figures += [_decibels(point.sqnr_db), "kept" if point.holds else "broken", "chosen" if point.chosen else ""]
         table.add_row(Path(point.file).name, *figures, style="bold" if point.chosen else None)
@@ -425,7 +412,7 @@ def timings(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """What `bench` measured."""
     table = _table("Model", "provider", "latency", "speed", "threads", "batch", left=2)
     for row in rows:
-        figures = (_time(row["milliseconds"]), f"{row['speedup']:.2f}x", str(row["threads"]), str(row["batch"]))
+        figures = (milliseconds(row["milliseconds"]), f"{row['speedup']:.2f}x", str(row["threads"]), str(row["batch"]))
         table.add_row(row["model"], row["provider"], *figures)
     kernels = sheet([(row["model"], _counts(row["kernels"], MOST_KERNELS)) for row in rows])
     return Group(table, "", kernels)

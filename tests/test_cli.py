@@ -569,11 +569,11 @@ def test_a_log_is_told_now_and_then(capsys: pytest.CaptureFixture[str], monkeypa
 def test_what_functions_of_the_user_print_is_no_part_of_the_json(
     onnxq: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = "import numpy as np\ndef feeds():\n print('loud')\n return np.zeros((2, 1, 32, 32), np.float32)\n"
+    source = "import numpy as np\ndef f():\n print('loud')\n return {'pixels': np.zeros((2, 1, 32, 32), np.float32)}\n"
     (tmp_path / "loud_data.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     digits = Path(__file__).parents[1] / "models" / "digits.onnx"
-    done = onnxq("bench", digits, "--data", "python:loud_data:feeds", "--seconds", 0, "--json")
+    done = onnxq("bench", digits, "--data", "python:loud_data:f", "--seconds", 0, "--json")
     assert (done.code, len(done.json["models"])) == (0, 1)
     assert "loud" in done.err
 

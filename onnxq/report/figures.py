@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from onnxq.quantities import milliseconds, size_of
+
 NONE = "–"
 """Where there is no number."""
-
-
-def size(count: float) -> str:
-    """Bytes: `3.5 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-
-
-def milliseconds(value: float) -> str:
-    """`0.226 ms`."""
-    return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
 
 
 def microseconds(value: float) -> str:
@@ -38,7 +26,7 @@ def significant(value: float) -> str:
 
 
 FORMS: Mapping[str, Callable[[float], str]] = {
-    "size": size,
+    "size": size_of,
     "ms": milliseconds,
     "us": microseconds,
     "seconds": lambda value: f"{value:.3g} s",

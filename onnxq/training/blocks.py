@@ -20,17 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxq.calibration.collect import Progress, silent
-from onnxq.calibration.data import Data
 from onnxq.comparison import looks_like_classes
-from onnxq.curriculum import Curriculum
 from onnxq.graph import Graph, is_constant, reads
 from onnxq.training.batches import Batch, Tensors, batches
-from onnxq.training.checkpoints import Checkpoint
-from onnxq.training.exam import Exam
 from onnxq.training.losses import SMALLEST, is_distribution
 from onnxq.training.simulation import Simulation, Weight, share_up
-from onnxq.training.trainer import bias_group, falling, rate_for, scale_group
+from onnxq.training.trainer import Course, bias_group, falling, rate_for, scale_group
 
 DROPPED = 0.5
 """The share of the activations that pass as they are while a block is trained."""
@@ -97,23 +92,8 @@ class Drill:
     count: int
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """Trains a student block by block.
-
-    Attributes:
-        exam: what learns, and what tells how good it is.
-        data: to learn from.
-        curriculum: how.
-        checkpoint: where the state is kept.
-        progress: told what is going on.
-    """
-
-    exam: Exam
-    data: Data
-    curriculum: Curriculum
-    checkpoint: Checkpoint
-    progress: Progress = silent
+class Reconstruction(Course):
+    """Trains a student block by block."""
 
     @property
     def student(self) -> Simulation:

@@ -103,8 +103,8 @@ def falling(step: int, steps: int) -> float:
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """One run.
+class Course:
+    """What every training is given.
 
     Attributes:
         exam: what learns, and what tells how good it is.
@@ -119,6 +119,10 @@ class Trainer:
     curriculum: Curriculum
     checkpoint: Checkpoint
     progress: Progress = silent
+
+
+class Trainer(Course):
+    """One run."""
 
     def run(self) -> tuple[int, str]:
         """Train, and leave the student in its best state; the step that is of, and why it ended early, or nothing."""
