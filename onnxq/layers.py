@@ -94,6 +94,8 @@ def weight_obstacle(node: Node, types: Types = SINGLE) -> str | None:
     data, kernel = node.inputs[0], node.inputs[1]
     if is_constant(data) and not is_constant(kernel):
         return "Its weight is the first operand; integer kernels want it second."
+    if not is_constant(kernel) and kernel.inputs and all(map(is_constant, kernel.inputs[0].inputs)):
+        return f"Its weight is not stored, but made by {kernel.inputs[0].op} on each run."
     if not is_constant(kernel):
         return "It multiplies two activations; in integers that saves no time and adds noise."
     if is_constant(data):

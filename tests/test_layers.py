@@ -153,6 +153,12 @@ def test_what_is_no_layer_says_why(body: str, inputs: str, sentence: str) -> Non
     assert layer(body, inputs) == sentence
 
 
+def test_a_weight_that_is_made_on_each_run_is_none() -> None:
+    graph = graph_of("made = Transpose(w) y = MatMul(x, made)")
+    said = weight_obstacle(graph.nodes[1])
+    assert said == "Its weight is not stored, but made by Transpose on each run."
+
+
 WIDE_CASES: dict[str, tuple[str, str, str, list[str] | str]] = {
     "MatMul": ("y = MatMul(x, half)", "float16[N, 2] x", "float16[N, 3] y", ["half", "", ""]),
     "MatMul with bias": (
