@@ -86,7 +86,11 @@ def finetune(
             raise OutputError(f"The output '{target}' is the checkpoint. Name another file.")
     build = Build(source.copy(), wanted, wanted.mode, progress=options.progress, threads=options.threads)
     with as_file(model, source) as reference, named(model), shelf_beside(None, "") as build.shelf:
-        feeds = open_data(data, source.interface().inputs) if data is not None else _own_text(reference, options)
+        if data is not None:
+            feeds = open_data(data, source.interface().inputs)
+        else:
+            with build.stage("imagine"):
+                feeds = _own_text(reference, options)
         learned, held = split(feeds, len(feeds), wanted.mode, build)
         if validation is not None:
             learned, held = feeds, open_data(validation, source.interface().inputs)

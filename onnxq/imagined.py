@@ -7,12 +7,12 @@ Liu et al., LLM-QAT: Data-Free Quantization Aware Training for Large Language Mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from onnxq.calibration.caches import empty_caches
+from onnxq.calibration.caches import empty_caches, is_branch, switch
 from onnxq.calibration.collect import Progress, silent
 from onnxq.calibration.data import Data, open_data
 from onnxq.continuation import check_causal
@@ -23,7 +23,7 @@ from onnxq.runtime import Session
 Array = np.ndarray[Any, Any]
 
 TEXTS = 16
-"""Enough to calibrate with; written side by side."""
+"""Enough to calibrate with; so many are written side by side."""
 
 LENGTH = 256
 """Tokens of each."""
@@ -38,7 +38,7 @@ def imagined(session: Session, progress: Progress = silent, texts: int = TEXTS) 
         tokens = _written(session, roles, progress, texts)
     except (RecipeError, DataError):
         return None
-    return open_data(list(_feeds(roles, tokens, 1)), session.inputs)
+    return open_data([_feeds(roles, row[None], {}) for row in tokens], session.inputs)
 
 
 def _written(session: Session, roles: Roles, progress: Progress, texts: int) -> Array:
@@ -46,39 +46,39 @@ def _written(session: Session, roles: Roles, progress: Progress, texts: int) -> 
     if roles.length is not None or roles.rows != 1:
         raise RecipeError("A model that fixes its lengths writes no text here.")
     check_causal(session, [0, 0])
-    random = np.random.default_rng(SEED)
-    tokens = np.zeros((1, 1), np.int64)
-    vocabulary = _scores(session, roles, tokens).shape[1]
-    tokens = random.integers(0, vocabulary, (texts, 1))
-    for place in range(1, LENGTH):
-        likely = _scores(session, roles, tokens).astype(np.float64)
-        # argmax(score + Gumbel noise) draws each token as likely as softmax(score) has it
-        drawn = (likely + random.gumbel(size=likely.shape)).argmax(axis=1)
-        tokens = np.concatenate([tokens, drawn[:, None]], axis=1)
-        progress("imagine", place + 1, LENGTH)
-    return tokens
+    random, found = np.random.default_rng(SEED), []
+    vocabulary = _read(session, roles, np.zeros((1, 1), np.int64), {})[0].shape[1]
+    for start in range(0, texts, TEXTS):
+        tokens, past = random.integers(0, vocabulary, (min(TEXTS, texts - start), 1)), dict[str, Array]()
+        for place in range(1, LENGTH):
+            likely, past = _read(session, roles, tokens, past)
+            # argmax(score + Gumbel noise) draws each token as likely as softmax(score) has it
+            drawn = (likely + random.gumbel(size=likely.shape)).argmax(axis=1)
+            tokens = np.concatenate([tokens, drawn[:, None]], axis=1)
+            progress("imagine", start * LENGTH + len(tokens) * (place + 1), texts * LENGTH)
+        found.append(tokens)
+    return np.concatenate(found)
 
 
-def _scores(session: Session, roles: Roles, tokens: Array) -> Array:
-    """What the model thinks of every token of the vocabulary after each text, (texts, vocabulary)."""
-    (feeds,) = _feeds(roles, tokens, len(tokens))
-    found = session.run(feeds, [roles.logits])[roles.logits]
-    if found.ndim != 3 or not np.isfinite(found[:, -1]).all():
+def _read(session: Session, roles: Roles, tokens: Array, past: Mapping[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """What the model thinks of every token after each text, float64[texts, vocabulary], and its caches then."""
+    found = session.run(_feeds(roles, tokens, past), [roles.logits, *roles.presents.values()])
+    scores = found[roles.logits]
+    if scores.ndim != 3 or not np.isfinite(scores[:, -1]).all():
         raise RecipeError("It returns no scores of tokens.")
-    return np.asarray(found[:, -1])
+    return scores[:, -1].astype(np.float64), {cache: found[present] for cache, present in roles.presents.items()}
 
 
-def _feeds(roles: Roles, tokens: Array, rows: int) -> Iterator[dict[str, Array]]:
-    """Texts as the model takes them, so many at a time."""
-    names: Sequence[str] = [spec.name for spec in roles.inputs]
-    for start in range(0, len(tokens), rows):
-        part = tokens[start : start + rows]
-        beside = {
-            "attention_mask": np.ones_like(part),
-            "position_ids": np.broadcast_to(np.arange(part.shape[1]), part.shape).copy(),
-            "token_type_ids": np.zeros_like(part),
-        }
-        feeds = {roles.tokens.name: part, **{name: beside[name] for name in names if name in beside}}
-        kinds = {spec.name: spec.dtype for spec in roles.inputs}
-        typed = {name: value.astype(kinds[name]) for name, value in feeds.items()}
-        yield typed | empty_caches(roles.inputs, rows)
+def _feeds(roles: Roles, tokens: Array, past: Mapping[str, Array]) -> dict[str, Array]:
+    """Texts as the model takes them: all their tokens, or the last one where caches hold the others."""
+    seen = tokens.shape[1] - 1 if past else 0
+    new = tokens[:, seen:]
+    beside = {
+        roles.tokens.name: new,
+        "attention_mask": np.ones_like(tokens),
+        "position_ids": np.broadcast_to(np.arange(seen, tokens.shape[1]), new.shape).copy(),
+        "token_type_ids": np.zeros_like(new),
+    }
+    typed = {spec.name: beside[spec.name].astype(spec.dtype) for spec in roles.inputs if spec.name in beside}
+    flags = {spec.name: switch(spec, bool(past)) for spec in roles.inputs if is_branch(spec)}
+    return typed | (dict(past) or empty_caches(roles.inputs, len(tokens))) | flags

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,34 @@ def test_a_model_with_a_cache_reads_it_from_the_start(texts: list[dict[str, np.n
     assert feeds[0]["position_ids"].tolist() == [list(range(LENGTH))]
     same = [np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(texts, feeds, strict=True)]
     assert np.mean(same) > 0.5, "the same weights write the same, but for draws that are near"
+
+
+def test_more_texts_than_are_written_at_once_are_all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TEXTS", 3)
+    monkeypatch.setattr(module, "LENGTH", 4)
+    said: list[tuple[str, int, int]] = []
+    session = Session(MODELS / "decoder_cache.onnx", threads=1)
+    data = imagined(session, lambda *told: said.append(told), texts=8)
+    assert data is not None
+    texts = [data.sample(place)["input_ids"] for place in range(len(data))]
+    assert [text.shape for text in texts] == [(1, 4)] * 8
+    assert len({text.tobytes() for text in texts}) == 8
+    assert said[-1] == ("imagine", 32, 32)
+    assert [done for _, done, _ in said] == sorted(done for _, done, _ in said)
+
+
+def test_with_caches_each_token_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(MODELS / "decoder_cache.onnx", threads=1)
+    read, plain = list[tuple[int, ...]](), session.run
+
+    def run(feeds: dict[str, np.ndarray], *more: Any) -> dict[str, np.ndarray]:
+        read.append(feeds["input_ids"].shape)
+        return plain(feeds, *more)
+
+    monkeypatch.setattr(session, "run", run)
+    assert imagined(session) is not None
+    assert read[-1] == (TEXTS, 1)
+    assert len(read) <= LENGTH + 4
 
 
 @pytest.mark.parametrize("name", ["digits.onnx", "docstrings.onnx"])
