@@ -10,6 +10,9 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
+from onnxq.errors import CrashError
+from onnxq.guard import guarded
+
 DONE, WRONG, DEFECT = 0, 2, 3
 """Exit codes; a command returns 1 where it checked a model and found it wanting."""
 
@@ -23,7 +26,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode is no reason to fail
-    sys.exit(run(sys.argv[1:]))
+    words = sys.argv[1:]
+    try:
+        code = guarded(lambda: run(words))
+    except CrashError as error:
+        code = complain(error, str(error), words)
+    sys.exit(code)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -6,7 +6,8 @@ OnnxqError                 the command line prints it in one line and exits with
 ├── DataError              calibration or validation data does not fit the model
 ├── RecipeError            a recipe, plan or option that makes no sense, or an unknown key
 ├── ProviderError          an execution provider that is asked for and absent
-└── OutputError            the result cannot be written where it should go
+├── OutputError            the result cannot be written where it should go
+└── CrashError             the process that did the work was ended from below
 """
 
 from __future__ import annotations
@@ -38,3 +39,7 @@ class ProviderError(OnnxqError):
 
 class OutputError(OnnxqError):
     """The result cannot be written: no space, no permission, or the output is the input."""
+
+
+class CrashError(OnnxqError):
+    """The process that did the work crashed in native code, or was killed by the system."""

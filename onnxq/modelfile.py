@@ -88,6 +88,9 @@ def _checked(source: onnx.ModelProto | bytes, where: str) -> onnx.ModelProto:
         raise ModelError(
             f"{where} is not an ONNX model: it holds no graph or no opset. Export it with torch.onnx or tf2onnx."
         )
+    for entry in model.opset_import:
+        if not 0 < entry.version < 2**31:
+            raise ModelError(f"{where} asks for version {entry.version} of '{entry.domain}'. Export the model again.")
     if not model.graph.output:
         raise ModelError(f"{where} has no outputs, so there is nothing to keep. Export the model again.")
     return model

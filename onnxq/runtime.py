@@ -161,7 +161,7 @@ class Session:
         chosen = [provider] if provider == CPU else [provider, CPU]
         try:
             self._session = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model), options, providers=chosen
+                model if isinstance(model, bytes) else str(model), options, providers=chosen, enable_fallback=0
             )
         except Exception as error:
             raise UnsupportedModel(

@@ -103,6 +103,8 @@ def _check(found: Found) -> None:
     tensor, title, sizes = found.tensor, found.title, list(found.tensor.dims)
     if tensor.data_type not in KNOWN_TYPES:
         raise ModelError(f"{title} has element type {tensor.data_type}, which ONNX does not know. Export it again.")
+    if tensor.HasField("segment"):
+        raise ModelError(f"{title} is stored in segments, which nothing reads. Export the model again.")
     if any(size < 0 for size in sizes):
         raise ModelError(f"{title} has a negative size: {sizes}. Export the model again.")
     if found.external:

@@ -17,6 +17,7 @@ FLOORS = {
     "onnxq.flags": 5,
     "onnxq.wishes": 5,
     "onnxq.reporting": 5,
+    "onnxq.guard": 5,
     "onnxq.schema_command": 5,
     "onnxq.finetune_command": 5,
     "onnxq.diff_command": 5,

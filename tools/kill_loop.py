@@ -12,13 +12,16 @@ and nothing else is left beside it. The exit code is 1 where something was broke
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,14 +138,19 @@ def kill(bench: Bench, moment: float, *, writing: bool) -> str:
     Returns what became of the output: old, new, none or broken.
     """
     before = set(bench.hidden())
-    process = subprocess.Popen(bench.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        bench.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while writing and process.poll() is None and not set(bench.hidden()) - before:
         time.sleep(0.001)
     try:
         process.wait(moment)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # the command and the process that does its work
         process.wait()
+        with suppress(ProcessLookupError):
+            while True:
+                os.killpg(process.pid, 0)
     wrong = bench.broken()
     if wrong is not None:
         return f"broken: {wrong}"

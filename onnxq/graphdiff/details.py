@@ -176,7 +176,8 @@ def _apart(one: Array, other: Array) -> float | None:
         return None
     if not one.size:
         return 0.0
-    found = np.abs(one.astype(np.float64) - other.astype(np.float64)).max()
+    with np.errstate(invalid="ignore", over="ignore"):
+        found = np.abs(one.astype(np.float64) - other.astype(np.float64)).max()
     return float(found) if np.isfinite(found) else None
 
 
