@@ -2,9 +2,9 @@
 
     python tools/fuzz_loader.py [--seconds 600] [--corpus DIR] [--keep DIR]
 
-Begins with our models and with those of the onnx package, and changes their bytes wherever that reaches new lines of
-the loader. What is loaded is written and loaded again, and must be the same. Needs atheris: pip install "onnxq[fuzz]".
-The exit code is 1 where something was found; the file that does it is kept then.
+Begins with our models and with those of the onnx package, and changes their fields and bytes wherever that reaches new
+lines. What is loaded is written and loaded again, and must be the same, also to `onnxq diff`. Needs atheris:
+pip install "onnxq[fuzz]". The exit code is 1 where something was found; the file that does it is kept then.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import tempfile
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+
+from fuzz_mutations import mutate
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,6 +44,7 @@ def write_corpus(folder: Path) -> int:
 
 def check(content: bytes, folder: Path) -> None:
     """Load a file; what can be loaded is the same after it was written. Raises what should not come out."""
+    from onnxq.diffing import diff
     from onnxq.errors import OnnxqError
     from onnxq.inspection import summarize
     from onnxq.modelfile import load, save
@@ -59,6 +62,9 @@ def check(content: bytes, folder: Path) -> None:
     once = second.read_bytes()
     save(again, first)
     assert first.read_bytes() == once, "other bytes after loading and saving again"
+    found = diff(content, second)
+    assert not found.edits, found.edits
+    assert not [change for change in found.interface if change.what in ("input", "output")], found.interface
 
 
 def fuzz(arguments: argparse.Namespace) -> int:
@@ -69,6 +75,7 @@ def fuzz(arguments: argparse.Namespace) -> int:
         print(f"{error}. Install it with: pip install 'onnxq[fuzz]'; it runs on Linux and macOS.", file=sys.stderr)
         return 2
     with atheris.instrument_imports(include=["onnxq"]):
+        import onnxq.diffing
         import onnxq.inspection
         import onnxq.modelfile  # noqa: F401
 
@@ -81,7 +88,11 @@ def fuzz(arguments: argparse.Namespace) -> int:
     kept = f"{arguments.keep.resolve()}{os.sep}"
     limits = [f"-max_total_time={arguments.seconds}", f"-rss_limit_mb={MEMORY}", f"-timeout={SECONDS}"]
     words = [*limits, f"-max_len={LONGEST}", f"-artifact_prefix={kept}", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *words, str(found), str(seeds)], lambda content: check(content, scratch))
+    atheris.Setup(
+        [sys.argv[0], *words, str(found), str(seeds)],
+        lambda content: check(content, scratch),
+        custom_mutator=lambda content, most, seed: mutate(content, most, seed, atheris.Mutate),
+    )
     atheris.Fuzz()  # ends the process
     return 0
 

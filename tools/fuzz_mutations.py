@@ -55,18 +55,18 @@ def mutate(content: bytes, most: int, seed: int, blindly: Blindly) -> bytes:
         blindly: changes bytes.
     """
     random = Random(seed)
+    if random.random() < BLIND:
+        return blindly(content, most)
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
-    except DecodeError:
-        return blindly(content, most)
-    if random.random() < BLIND:
-        return blindly(content, most)
-    names = names_of(model)
-    for _ in range(random.randint(1, MOST)):
-        change(model, random, names, blindly)
-    changed = model.SerializeToString()
-    return changed if len(changed) <= most else blindly(content, most)
+        names = names_of(model)
+        for _ in range(random.randint(1, MOST)):
+            change(model, random, names, blindly)
+        changed = model.SerializeToString()
+    except (DecodeError, UnicodeError):  # no model, or names that are no text
+        changed = b""
+    return changed if 0 < len(changed) <= most else blindly(content, most)
 
 
 def names_of(model: onnx.ModelProto) -> Sequence[str]:
@@ -91,7 +91,8 @@ def change(message: Message, random: Random, names: Sequence[str], blindly: Blin
     elif field.type == Field.TYPE_MESSAGE:
         getattr(message, field.name).SetInParent()
     else:
-        setattr(message, field.name, other(field, getattr(message, field.name), random, names, blindly))
+        before = getattr(message, field.name) if field.type == Field.TYPE_BYTES else b""
+        setattr(message, field.name, other(field, before, random, names, blindly))
 
 
 def parts(field: Field, value: Any) -> Sequence[Message]:
@@ -115,21 +116,19 @@ def shuffle(values: Any, field: Field, random: Random, names: Sequence[str], bli
         if values and deed == 2:
             made.CopyFrom(values[place])
     elif values and deed == 2:
-        values[place] = other(field, values[place], random, names, blindly)
+        before = values[place] if field.type == Field.TYPE_BYTES else b""
+        values[place] = other(field, before, random, names, blindly)
     else:
-        values.append(
-            other(field, field.default_value or (b"" if field.type == Field.TYPE_BYTES else 0), random, names, blindly)
-        )
+        values.append(other(field, b"", random, names, blindly))
 
 
-def other(field: Field, value: Any, random: Random, names: Sequence[str], blindly: Blindly) -> Any:
-    """Another value for a field."""
+def other(field: Field, before: bytes, random: Random, names: Sequence[str], blindly: Blindly) -> Any:
+    """Another value for a field; for bytes it comes from those that were there before."""
     if field.type == Field.TYPE_STRING:
         return random.choice(names)
     if field.type == Field.TYPE_BYTES:
-        return (
-            blindly(value, max(16, 2 * len(value))) if random.random() < 0.5 else value[: random.randint(0, len(value))]
-        )
+        cut = before[: random.randint(0, len(before))]
+        return blindly(before, max(16, 2 * len(before))) if random.random() < 0.5 else cut
     if field.type == Field.TYPE_ENUM:
         return random.choice(field.enum_type.values).number
     if field.cpp_type in (Field.CPPTYPE_FLOAT, Field.CPPTYPE_DOUBLE):
