@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from fuzz_mutations import mutate
+from mutations import mutate
 
 ROOT = Path(__file__).resolve().parent.parent
 

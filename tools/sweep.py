@@ -1,13 +1,14 @@
 """Every model that ONNX can say, by every kind of recipe: no crash, no other interface, no output beyond the promise.
 
-    python tools/sweep.py [--zoo ZOO] [--every N] [--match TEXT] [--recipes auto,fp16,...] [--timeout 180]
-                          [--memory 8] [--json FILE] [--markdown]
+    python tools/sweep.py [--zoo ZOO] [--every N] [--match TEXT] [--mutants N [--seed 0]] [--recipes auto,fp16,...]
+                          [--timeout 180] [--memory 8] [--json FILE] [--markdown]
 
 The models are those that the onnx package makes or stores for testing backends (every operator of every version it
-knows, functions, sequences, training), and those in the folder `torture` of a zoo. Each is optimized with its own data,
-in a process that may take so much time and memory, and is replaced when it dies. A model is a failure where
+knows, functions, sequences, training), and those in the folder `torture` of a zoo; or so many mutants of these, whose
+fields were changed by chance. Each is optimized with its own data, in a process that may take so much time and memory,
+and is replaced when it dies. A model is a failure where
 
-* anything but an `OnnxqError` of one line comes out, or the process dies or does not end,
+* anything but an `OnnxqError` of one line comes out, or the process dies or does not end, where the runtime does not,
 * a model that the runtime runs is refused,
 * inputs or outputs have other names, another order, other types or shapes,
 * outputs differ: at all for a model that was left alone, by more than the proof says for one that was optimized,
@@ -29,8 +30,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from limited import Gone, Limited, Limits
-from sweep_models import Case, all_cases
-from sweep_trial import RECIPES, Finding, attempt
+from sweep_models import Case, all_cases, mutants
+from sweep_trial import RECIPES, Finding, alone, attempt
 
 SHOWN = 12
 """Reasons that a table has room for; the others are counted together."""
@@ -38,7 +39,7 @@ SHOWN = 12
 
 def sweep(cases: Sequence[Case], recipes: Sequence[str], limits: Limits) -> Iterator[Finding]:
     """Try every model by every recipe, in one process for as many as it survives."""
-    with Limited(attempt, limits) as trial:
+    with Limited(attempt, limits) as trial, Limited(alone, limits) as runtime:
         for case in cases:
             for recipe in recipes:
                 began = time.monotonic()
@@ -46,6 +47,10 @@ def sweep(cases: Sequence[Case], recipes: Sequence[str], limits: Limits) -> Iter
                     finding = trial(case, recipe)
                 except Gone as gone:
                     finding = Finding(case.name, recipe, "died", str(gone), [str(gone)])
+                    try:
+                        runtime(case)
+                    except Gone:
+                        finding = Finding(case.name, recipe, "refused", "ONNX Runtime itself dies on it.")
                 finding.seconds = round(time.monotonic() - began, 3)
                 yield finding
 
@@ -100,6 +105,8 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--zoo", type=Path, help="a folder whose models in torture/ are tried as well")
     parser.add_argument("--every", type=int, default=1, help="only every so manyth model")
     parser.add_argument("--match", default="", help="only models with this in their name")
+    parser.add_argument("--mutants", type=int, help="not the models, but so many that are like them")
+    parser.add_argument("--seed", type=int, default=0, help="of mutants")
     parser.add_argument("--recipes", default=",".join(RECIPES), help=f"some of {', '.join(RECIPES)}")
     parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one model and recipe")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB of address space for one process")
@@ -117,6 +124,8 @@ def main(words: Sequence[str]) -> int:
     arguments = parsed(words)
     began = time.monotonic()
     cases = [case for case in all_cases(arguments.zoo) if arguments.match in case.name][:: arguments.every]
+    if arguments.mutants is not None:
+        cases = list(mutants(cases, arguments.mutants, arguments.seed))
     findings: list[Finding] = []
     for finding in sweep(cases, arguments.recipes, Limits(arguments.timeout, int(arguments.memory * 2**30))):
         findings.append(finding)

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx.backend.test
+from mutations import flipped, mutate
 from onnx import numpy_helper
 from onnx.backend.test.case import model as whole_models
 from onnx.backend.test.case import node as node_models
@@ -20,6 +22,10 @@ DATA = Path(onnx.backend.test.__file__).parent / "data"
 
 STORED = ("light", "pytorch-converted", "pytorch-operator", "simple")
 """Folders of the onnx package; the models of its folder `real` are no part of it: `light` has their graphs."""
+
+
+SMALL = 20_000
+"""Bytes of a model that is changed by chance."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,16 @@ def all_cases(zoo: Path | None) -> list[Case]:
     """Every model, each name once: what the onnx package stores and also makes comes as it is made."""
     made = list({case.name: case for case in (*stored(), *generated())}.values())
     return [*made, *(case for case in map(frozen, made) if case is not None), *(awkward(zoo) if zoo else ())]
+
+
+def mutants(cases: Sequence[Case], count: int, seed: int = 0) -> Iterator[Case]:
+    """So many models that are like these, and changed by chance: most are valid to protobuf, and few to the runtime."""
+    small = [case for case in cases if isinstance(case.model, bytes) and len(case.model) <= SMALL]
+    for number in range(count):
+        case = small[Random(f"{seed} {number}").randrange(len(small))]
+        assert isinstance(case.model, bytes)
+        content = mutate(case.model, 2 * SMALL, seed * 10**6 + number, flipped)
+        yield Case(f"mutant/{seed}.{number} of {case.name}", content, None)
 
 
 def spread(cases: Sequence[Case], count: int) -> list[Case]:

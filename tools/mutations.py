@@ -45,6 +45,13 @@ BLIND = 0.2
 Blindly = Callable[[bytes, int], bytes]
 
 
+def flipped(content: bytes, most: int) -> bytes:
+    """With one bit of a byte in the middle turned over; what changes nothing else is no help to guided fuzzing."""
+    found = bytearray(content[:most] or b"\0")
+    found[len(found) // 2] ^= 1
+    return bytes(found)
+
+
 def mutate(content: bytes, most: int, seed: int, blindly: Blindly) -> bytes:
     """Another file, like this one.
 
