@@ -140,7 +140,7 @@ class Work:
         nodes = successors(self.graph, self.rounded)
         for name, layers in groups.items():
             pairs = zip(batches, exact.reach(name), rounded.reach(name), strict=True)
-            view = self._view(name, pairs, max(1, ROWS // len(batches)))
+            view = self._view(layers[0], pairs, max(1, ROWS // len(batches)))
             for layer in layers:
                 loud, node = self._round(layer, view) > LOUD, nodes[layer.node.name]
                 if loud and node.attrs.get("bits") == 4:
@@ -166,11 +166,11 @@ class Work:
             found.setdefault(layer.data.name, []).append(layer)
         return found
 
-    def _view(self, name: str, pairs: Iterator[tuple[Mapping[str, Array], Array, Array]], most: int) -> View:
+    def _view(self, layer: Layer, pairs: Iterator[tuple[Mapping[str, Array], Array, Array]], most: int) -> View:
         """`most` is how many rows of a batch are kept."""
         halves, moved, kept, count = [np.zeros(()), np.zeros(())], np.zeros(()), list[Array](), 0
         for number, (feeds, exact, rounded) in enumerate(pairs):
-            x, y = (rows_of(value, feeds) for value in (exact, rounded))
+            x, y = (rows_of(value, feeds, layer) for value in (exact, rounded))
             finite = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
             x, y = x[finite], y[finite]
             halves[number % 2], moved = halves[number % 2] + y.T @ y, moved + y.T @ (x - y)
@@ -178,7 +178,9 @@ class Work:
             kept.append(y[:: max(1, -(-len(y) // most))].astype(np.float32))
         rows = np.concatenate(kept)
         if not len(rows):
-            raise DataError(f"Tensor '{name}' is NaN or infinite for all of the data. Check the preprocessing.")
+            raise DataError(
+                f"Tensor '{layer.data.name}' is NaN or infinite for all of the data. Check the preprocessing."
+            )
         gram = np.asarray(halves[0] + halves[1])
         return View(believed(halves, gram), np.asarray(moved), rows[:ROWS], count)
 
@@ -195,8 +197,14 @@ class Work:
         return activation_noise(found, np.asarray(exact, np.float32), view)
 
 
-def rows_of(value: Array, feeds: Mapping[str, Array]) -> Float64Array:
-    """What a linear layer reads, one row for each position that is no padding."""
+def rows_of(value: Array, feeds: Mapping[str, Array], layer: Layer) -> Float64Array:
+    """What a linear layer reads, one row for each position that is no padding. Raises DataError where none fits it."""
+    width = matrix_shape(layer)[1]
+    if value.shape[-1:] != (width,):
+        raise DataError(
+            f"On the data, tensor '{layer.data.name}' has shape {list(value.shape)}, and layer '{layer.node.name}' "
+            f"reads rows of {width} numbers. Give data of the shapes that the model is for."
+        )
     return unmasked(value, mask_of(feeds)).reshape(-1, value.shape[-1]).astype(np.float64)
 
 

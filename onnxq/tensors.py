@@ -227,8 +227,9 @@ def stored_value(node: Node) -> Any:
     stored = node.attrs.get("value")
     if isinstance(stored, AttributeProto) and stored.HasField("t"):
         return Stored(stored.t, None)
-    for name, dtype in (("value_float", np.float32), ("value_int", np.int64)):
-        if name in node.attrs:
+    numbers: tuple[tuple[str, type, type], ...] = (("value_float", float, np.float32), ("value_int", int, np.int64))
+    for name, kind, dtype in numbers:
+        if isinstance(node.attrs.get(name), kind):
             return np.asarray(node.attrs[name], dtype)
     for name, dtype in (("value_floats", np.float32), ("value_ints", np.int64)):
         if isinstance(node.attrs.get(name), list):

@@ -160,7 +160,7 @@ def balanced(build: Build, plan: Plan, data: Data) -> dict[str, BalancePlan]:
     relay = Relay.start(graph, data.batches(), build.threads)
     order = {tensor: place for place, node in enumerate(graph.nodes) for tensor in (t.name for t in node.outputs)}
     for done, space in enumerate(sorted(fitting, key=lambda s: order.get(s.readers[0].data.name, -1)), 1):
-        gram, magnitude = _seen(relay, space.readers[0].data.name, data)
+        gram, magnitude = _seen(relay, space.readers[0], data)
         bits = plan.nodes[space.readers[0].node.name].bits
         block, symmetric = settings.block(space.channels), settings.blocks_centred
 
@@ -186,11 +186,11 @@ def _suits(space: Space, plan: Plan) -> bool:
     return blocked and len(names) == 1 and not space.limits
 
 
-def _seen(relay: Relay, name: str, data: Data) -> tuple[Array, Array]:
-    """Sum of x^T x of a tensor, and the mean of its absolute values by channel."""
+def _seen(relay: Relay, layer: Layer, data: Data) -> tuple[Array, Array]:
+    """Sum of x^T x of what a layer reads, and the mean of its absolute values by channel."""
     gram, size, count = np.zeros(()), np.zeros(()), 0
-    for feeds, value in zip(data.batches(), relay.reach(name), strict=True):
-        rows = rows_of(value, feeds)
+    for feeds, value in zip(data.batches(), relay.reach(layer.data.name), strict=True):
+        rows = rows_of(value, feeds, layer)
         rows = rows[np.isfinite(rows).all(axis=1)]
         gram, size, count = gram + rows.T @ rows, size + np.abs(rows).sum(axis=0), count + len(rows)
     return gram, size / max(count, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.backend.test
+from google.protobuf.message import DecodeError
 from mutations import flipped, mutate
 from onnx import numpy_helper
 from onnx.backend.test.case import model as whole_models
@@ -132,13 +134,16 @@ def all_cases(zoo: Path | None) -> list[Case]:
 
 
 def mutants(cases: Sequence[Case], count: int, seed: int = 0) -> Iterator[Case]:
-    """So many models that are like these, and changed by chance: most are valid to protobuf, and few to the runtime."""
-    small = [case for case in cases if isinstance(case.model, bytes) and len(case.model) <= SMALL]
-    for number in range(count):
-        case = small[Random(f"{seed} {number}").randrange(len(small))]
-        assert isinstance(case.model, bytes)
-        content = mutate(case.model, 2 * SMALL, seed * 10**6 + number, flipped)
-        yield Case(f"mutant/{seed}.{number} of {case.name}", content, None)
+    """So many models that are like these, and changed by chance; all are models to protobuf, and some to the runtime."""
+    small = [(case.name, case.model) for case in cases if isinstance(case.model, bytes) and len(case.model) <= SMALL]
+    random, number = Random(seed), 0
+    while number < count:
+        name, model = random.choice(small)
+        content = mutate(model, 2 * SMALL, random.randrange(2**32), flipped)
+        with suppress(DecodeError):
+            onnx.ModelProto().ParseFromString(content)
+            yield Case(f"mutant/{seed}.{number} of {name}", content, None)
+            number += 1
 
 
 def spread(cases: Sequence[Case], count: int) -> list[Case]:
