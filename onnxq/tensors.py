@@ -215,11 +215,15 @@ def declared(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type  # empty for sequences and maps, which are objects of no known shape then
     shape: tuple[Dimension, ...] | None = None
     if tensor.HasField("shape"):
-        shape = tuple(
-            d.dim_value if d.HasField("dim_value") else d.dim_param if d.HasField("dim_param") else None
-            for d in tensor.shape.dim
-        )
+        shape = tuple(map(_dimension, tensor.shape.dim))
     return TensorSpec(value.name, element_type(tensor.elem_type), shape)
+
+
+def _dimension(declared: onnx.TensorShapeProto.Dimension) -> Dimension:
+    """A size, a name, or None; some exporters write -1 for what they do not know."""
+    if declared.HasField("dim_value"):
+        return declared.dim_value if declared.dim_value >= 0 else None
+    return declared.dim_param if declared.HasField("dim_param") else None
 
 
 def stored_value(node: Node) -> Any:

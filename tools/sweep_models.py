@@ -134,7 +134,7 @@ def all_cases(zoo: Path | None) -> list[Case]:
 
 
 def mutants(cases: Sequence[Case], count: int, seed: int = 0) -> Iterator[Case]:
-    """So many models that are like these, and changed by chance; all are models to protobuf, and some to the runtime."""
+    """So many models that are like these, and changed by chance; all are models to protobuf, some to the runtime."""
     small = [(case.name, case.model) for case in cases if isinstance(case.model, bytes) and len(case.model) <= SMALL]
     random, number = Random(seed), 0
     while number < count:

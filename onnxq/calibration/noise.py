@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,9 @@ def from_noise(text: str, inputs: Sequence[TensorSpec]) -> Source:
     sizes = {name: options.whole(name, size, min(size, 1)) for name, size in usual.items()}
     asked = frozenset(options.values.keys() - lengths)
     noise = _Noise(tuple(inputs), seed, batch, sizes, asked)
+    for spec in inputs:
+        if math.prod(noise.shape(spec)) * spec.dtype.itemsize > LARGEST:
+            raise DataError(f"Random data cannot fill input '{spec}': that is too much. Give real data.")
     return Source(
         description=f"random numbers (seed {seed})",
         count=options.whole("samples", 8),
@@ -51,6 +55,10 @@ def from_noise(text: str, inputs: Sequence[TensorSpec]) -> Source:
         where=lambda index: f"random sample {index}",
         is_random=True,
     )
+
+
+LARGEST = 2**31
+"""Bytes of an input that is made up."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +72,15 @@ class _Noise:
 
     def feed(self, index: int) -> Feed:
         generator = np.random.default_rng([self.seed, index])
-        feed = {spec.name: _values(spec, self._shape(spec), generator) for spec in self.inputs}
+        feed = {spec.name: _values(spec, self.shape(spec), generator) for spec in self.inputs}
         return feed | {spec.name: switch(spec, self._past() > 0) for spec in self.inputs if is_branch(spec)}
 
     def _past(self) -> int:
         """How many tokens the caches hold."""
-        return max((self._shape(cache.spec)[cache.length] for cache in find_caches(self.inputs)), default=0)
+        return max((self.shape(cache.spec)[cache.length] for cache in find_caches(self.inputs)), default=0)
 
-    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
+    def shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """What is made for an input."""
         cache = find_cache(spec)
         if cache is not None and cache.length_name is None:
             return tuple(0 if a == cache.length else self._size(d, a) for a, d in enumerate(spec.shape or ()))
