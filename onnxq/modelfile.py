@@ -20,6 +20,7 @@ from onnx import TensorProto
 from onnxq.abandoned import LOCK, clear_abandoned, held
 from onnxq.errors import ModelError, OutputError
 from onnxq.graph import Constant, Graph, Later, Stored, embed, from_model, is_external, to_model
+from onnxq.signatures import check_nodes
 from onnxq.wellformed import check_tensors, resolve_external
 
 EMBEDDED_LIMIT = 1_900_000_000
@@ -50,12 +51,15 @@ def load(source: Source) -> Graph:
     if not isinstance(source, (str, Path)):
         model = _checked(source, "The given model")
         check_tensors(model)
-        return from_model(model)
+        graph = from_model(model)
+        check_nodes(model)
+        return graph
     path = Path(source)
     model = _checked(_content(path), f"'{path}'")
     try:
         folder, files = resolve_external(model, path)
         graph = from_model(model, folder)
+        check_nodes(model)
     except ModelError as error:
         raise type(error)(f"{path.name}: {error}") from None
     graph.files = files

@@ -42,14 +42,14 @@ def operand_names(op: str, domain: str, version: int) -> tuple[str, ...]:
     known = (MICROSOFT if domain == "com.microsoft" else {} if domain else STANDARD).get(op)
     if known is not None:
         return known
-    schema = _schema(op, domain, version)
+    schema = schema_of(op, domain, version)
     return () if schema is None else tuple(item.name for item in schema.inputs)
 
 
 @lru_cache(maxsize=1024)
 def default_attributes(op: str, domain: str, version: int) -> Mapping[str, Any]:
     """What attributes are worth that a node leaves out; those without a default are missing."""
-    schema = _schema(op, domain, version)
+    schema = schema_of(op, domain, version)
     if schema is None:
         return {}
     found = {name: item.default_value for name, item in schema.attributes.items() if item.default_value.type}
@@ -60,7 +60,9 @@ def _plain(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _schema(op: str, domain: str, version: int) -> onnx.defs.OpSchema | None:
+@lru_cache(maxsize=4096)
+def schema_of(op: str, domain: str, version: int) -> onnx.defs.OpSchema | None:
+    """What the specification says of an operator; None where it does not know it."""
     try:
         return onnx.defs.get_schema(op, max_inclusive_version=version, domain=domain)
     except onnx.defs.SchemaError:

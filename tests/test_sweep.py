@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import sweep
 import sweep_trial
 from limited import Gone, Limited, Limits
-from sweep_models import Case, all_cases, frozen, spread
+from sweep_models import Case, all_cases, frozen, mutants, spread
 from sweep_trial import PASSES, Finding, attempt
 
 COUNT = 150
@@ -48,6 +48,15 @@ def test_nothing_breaks(cases: list[Case], trial: Limited[Finding], part: int) -
     assert [(f.name, f.recipe, f.problems) for f in found if f.problems] == []
     assert all(f.outcome in ("optimized", "left alone", "rejected", "refused") for f in found)
     assert all(f.reason for f in found if f.outcome != "optimized")
+
+
+def test_mutants_break_nothing_either(trial: Limited[Finding]) -> None:
+    """Models whose fields were changed by chance: `tools/sweep.py --mutants` takes thousands."""
+    made = list(mutants(all_cases(None), 60, seed=7))
+    assert [case.model for case in made] == [case.model for case in mutants(all_cases(None), 60, seed=7)]
+    found = [trial(case, recipe) for case in made for recipe in RECIPES]
+    assert [(f.name, f.recipe, f.problems) for f in found if f.problems] == []
+    assert {f.outcome for f in found} >= {"left alone", "refused"}
 
 
 def test_the_part_stands_for_all(cases: list[Case]) -> None:

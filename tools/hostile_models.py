@@ -100,6 +100,27 @@ def linked(target: str) -> Callable[[Path], list[str]]:
     return make
 
 
+def flattened(**attributes: Any) -> Callable[[Path], list[str]]:
+    """A model with another operator, and these attributes; without any, one that refers to that of a function."""
+
+    def edit(made: onnx.ModelProto) -> None:
+        node = helper.make_node("Flatten", ["m0"], ["y"], "flat", **attributes)
+        if not attributes:
+            node.attribute.add(name="axis", type=onnx.AttributeProto.INT, ref_attr_name="axis")
+        made.graph.node[1].CopyFrom(node)
+
+    return model(edit)
+
+
+def sized(size: int) -> Callable[[Path], list[str]]:
+    """A model whose input has so many rows."""
+
+    def edit(made: onnx.ModelProto) -> None:
+        made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
+
+    return model(edit)
+
+
 def pipe(name: str) -> Callable[[Path], list[str]]:
     """A model, or its data, that is a pipe into which nobody writes."""
 

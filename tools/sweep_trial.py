@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from onnxq.memo import Memo
 from onnxq.modelfile import load, save
 from onnxq.passes import FASTER, NORMALIZE
 from onnxq.pipeline import Context, run
+from onnxq.runtime import Session
 from onnxq.spec import Fact
 from onnxq.targets import CPU
 
@@ -78,6 +80,25 @@ class Original:
     outputs: list[Any] | None
     refusal: str = ""
 
+    @cached_property
+    def valid(self) -> bool:
+        """Whether ONNX allows the model, and its outputs have the shapes that it says; the runtime takes others too."""
+        try:
+            onnx.checker.check_model(self.model)
+        except onnx.checker.ValidationError:
+            return False
+        pairs = zip(self.model.graph.output, self.outputs or [], strict=False)
+        return all(_fits(info.type.tensor_type.shape.dim, value) for info, value in pairs)
+
+
+def _fits(sizes: Sequence[onnx.TensorShapeProto.Dimension], value: Any) -> bool:
+    """Whether an output has the shape that was declared, as far as one was."""
+    if not isinstance(value, np.ndarray) or not sizes:
+        return True
+    known = [size.dim_value if size.HasField("dim_value") else None for size in sizes]
+    same = (one in (None, other) for one, other in zip(known, value.shape, strict=False))
+    return len(known) == value.ndim and all(same)
+
 
 def attempt(case: Case, recipe: str) -> Finding:
     """Optimize a model, and hold what comes out against what went in."""
@@ -120,7 +141,8 @@ def _optimize(case: Case, recipe: str, original: Original, output: Path) -> onnx
 
 
 def _rewritten(case: Case, output: Path) -> onnxq.Result:
-    """The model after the passes that keep what it computes."""
+    """The model after the passes that keep what it computes. Raises UnsupportedModel where the runtime refuses it."""
+    Session(case.model)
     graph = typed(load(case.model))
     outcome = run(STEPS, graph, Context(CPU), frozenset(Fact))
     save(outcome.graph, output)
@@ -168,7 +190,7 @@ def _of_refusal(original: Original, said: str, output: Path) -> Iterator[str]:
     """What is wrong with a model that was refused."""
     if not said or "\n" in said:
         yield f"the error is no single line: {said!r}"
-    if not original.refusal:
+    if not original.refusal and original.valid:
         yield f"refused, though it runs: {said}"
     if output.exists():
         yield "refused, and written"
@@ -185,7 +207,7 @@ def _of_result(case: Case, original: Original, result: onnxq.Result, output: Pat
         yield "nothing written"
         return
     yield from _of_interface(original.model, onnx.load(output, load_external_data=False))
-    if original.outputs is None:
+    if original.outputs is None or not original.valid:
         return
     try:
         got = _run(output, original.feeds or {})
