@@ -24,7 +24,8 @@ def check_nodes(model: onnx.ModelProto) -> None:
     own = {(function.domain, function.name) for function in model.functions}
     for body in (model.graph, *model.functions):
         imports = model.opset_import if body is model.graph else body.opset_import
-        version = next((entry.version for entry in imports if entry.domain in STANDARD), None)
+        versions = [entry.version for entry in imports if entry.domain in STANDARD]
+        version = versions[-1] if versions else None  # the runtime takes the last one too
         for node in (node for part in nested([body]) for node in part.node):
             if body is model.graph:
                 _check_references(node)

@@ -65,6 +65,16 @@ def test_the_standard_operators_need_a_version() -> None:
     assert load(model(clip("x"), domain="ai.onnx")).opset == 17
 
 
+def test_of_two_versions_the_last_one_counts() -> None:
+    made = model(helper.make_node("Clip", ["x"], ["y"], "cut", min=0.0), version=6)
+    made.opset_import.append(helper.make_opsetid("ai.onnx", 17))
+    made.graph.node[0].input.extend(["", ""])
+    assert load(made).opset == 17
+    made.opset_import.append(helper.make_opsetid("", 6))
+    with pytest.raises(ModelError, match=r"has 3 inputs, and takes 1\."):
+        load(made)
+
+
 def test_a_type_that_was_never_written_is_let_through() -> None:
     """Files of the first IR versions leave it out."""
     node = concat(0, "x")
