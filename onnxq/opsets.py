@@ -29,6 +29,27 @@ MICROSOFT: Mapping[str, tuple[str, ...]] = {
 """Operands of ONNX Runtime's own operators, as its ContribOperators.md lists them; a scale is called after what it
 scales."""
 
+LEAST: Mapping[str, int] = {
+    "QLinearAdd": 7,
+    "QLinearMul": 7,
+    "QLinearConcat": 5,
+    "QLinearSigmoid": 4,
+    "QLinearLeakyRelu": 4,
+    "QLinearSoftmax": 5,
+    "QLinearAveragePool": 4,
+    "QLinearGlobalAveragePool": 5,
+    "QLinearReduceMean": 4,
+    "QLinearConv": 8,
+    "QGemm": 6,
+    "MatMulIntegerToFloat": 4,
+    "DynamicQuantizeMatMul": 3,
+    "MatMulNBits": 3,
+    "GatherBlockQuantized": 3,
+    "QuantizeLinear": 2,
+    "DequantizeLinear": 2,
+}
+"""How many operands ONNX Runtime's own operators need."""
+
 STANDARD: Mapping[str, tuple[str, ...]] = {
     "QuantizeLinear": ("x", "x_scale", "x_zero_point"),
     "DequantizeLinear": ("x", "x_scale", "x_zero_point"),

@@ -5,18 +5,21 @@ The runtime refuses others too, but not everything that reads a model asks the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 from onnx import AttributeProto, NodeProto
 from onnx.defs import OpSchema
 
 from onnxq.errors import ModelError
-from onnxq.opsets import schema_of
+from onnxq.opsets import LEAST, schema_of
 from onnxq.tensors import nested
 
 STANDARD = ("", "ai.onnx")
 """The domain of the operators that are checked, by both of its names."""
+
+ANY = 2**31 - 1
+"""As many as one likes, in the specification."""
 
 
 def check_nodes(model: onnx.ModelProto) -> None:
@@ -29,8 +32,12 @@ def check_nodes(model: onnx.ModelProto) -> None:
         for node in (node for part in nested([body]) for node in part.node):
             if body is model.graph:
                 _check_references(node)
-            if node.domain in STANDARD and (node.domain, node.op_type) not in own:
+            if (node.domain, node.op_type) in own:
+                continue
+            if node.domain in STANDARD:
                 _check(node, version)
+            elif node.domain == "com.microsoft":
+                _check_count(node, "inputs", node.input, LEAST.get(node.op_type, 0))
 
 
 def _title(node: NodeProto) -> str:
@@ -51,20 +58,22 @@ def _check(node: NodeProto, version: int | None) -> None:
     title = _title(node)
     if version is None:
         raise ModelError(f"{title} is a standard operator, and the model names no opset for those. Export it again.")
-    schema = schema_of(node.op_type, "", version) if version <= onnx.defs.onnx_opset_version() else None
+    schema = schema_of(node.op_type, "", version)
     if schema is None:
         return
-    for kind, names, least, most in (
-        ("inputs", node.input, schema.min_input, schema.max_input),
-        ("outputs", node.output, schema.min_output, schema.max_output),
-    ):
-        if not least <= len(names) <= most:
-            allowed = f"{least}" if least == most else f"{least} to {most}" if most < 2**31 - 1 else f"{least} or more"
-            raise ModelError(f"{title} has {len(names)} {kind}, and takes {allowed}. Export the model again.")
+    known = version <= onnx.defs.onnx_opset_version()  # a later version may allow more
+    _check_count(node, "inputs", node.input, schema.min_input, schema.max_input if known else ANY)
+    _check_count(node, "outputs", node.output, schema.min_output, schema.max_output if known else ANY)
     for name, parameter in zip(node.input, schema.inputs, strict=False):
         if not name and parameter.option == OpSchema.FormalParameterOption.Single:
             raise ModelError(f"{title} lacks its input '{parameter.name}'. Export the model again.")
     _check_attributes(node, schema.attributes, title)
+
+
+def _check_count(node: NodeProto, kind: str, names: Sequence[str], least: int, most: int = ANY) -> None:
+    if not least <= len(names) <= most:
+        allowed = f"{least}" if least == most else f"{least} or more" if most == ANY else f"{least} to {most}"
+        raise ModelError(f"{_title(node)} has {len(names)} {kind}, and takes {allowed}. Export the model again.")
 
 
 def _check_attributes(node: NodeProto, known: Mapping[str, OpSchema.Attribute], title: str) -> None:

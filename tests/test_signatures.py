@@ -37,6 +37,10 @@ def concat(axis: object, *inputs: str) -> onnx.NodeProto:
         (concat("first", "x"), r"Attribute 'axis' of node 'join' \(Concat\) is STRING, not INT\."),
         (concat([0], "x"), r"Attribute 'axis' of node 'join' \(Concat\) is INTS, not INT\."),
         (helper.make_node("Relu", ["x"], ["y", "z"]), r"Node 'y' \(Relu\) has 2 outputs, and takes 1\."),
+        (
+            helper.make_node("QGemm", ["x", "x"], ["y"], domain="com.microsoft"),
+            r"Node 'y' \(QGemm\) has 2 inputs, and takes 6 or more",
+        ),
     ],
 )
 def test_what_onnx_does_not_allow(node: onnx.NodeProto, says: str) -> None:
@@ -63,6 +67,11 @@ def test_the_standard_operators_need_a_version() -> None:
     with pytest.raises(ModelError, match=r"Node 'cut' \(Clip\) is a standard operator, and the model names no opset"):
         load(model(clip("x"), domain="com.microsoft"))
     assert load(model(clip("x"), domain="ai.onnx")).opset == 17
+
+
+def test_of_a_version_that_is_not_known_yet_only_what_is_too_little() -> None:
+    with pytest.raises(ModelError, match=r"has 0 inputs, and takes 1 or more"):
+        load(model(helper.make_node("Relu", [], ["y"]), version=99))
 
 
 def test_of_two_versions_the_last_one_counts() -> None:

@@ -47,6 +47,7 @@
         heads.forEach((other) => other.setAttribute("aria-sort", "none"));
         head.setAttribute("aria-sort", order);
         sort(table, column, order === "ascending" ? 1 : -1);
+        table.dispatchEvent(new Event("sorted"));
       };
       head.addEventListener("click", act);
       head.addEventListener("keydown", (event) => {
@@ -55,22 +56,31 @@
     });
   }
 
+  // A long table is laid out as far as it was scrolled: of the rows that fit, so many are there, and more at its end.
+  const PART = 500;
   for (const tools of document.querySelectorAll(".tools[data-for]")) {
-    const rows = [...document.getElementById(tools.dataset.for).tBodies[0].rows];
-    const texts = rows.map((row) => row.textContent.toLowerCase());
+    const table = document.getElementById(tools.dataset.for), body = table.tBodies[0], frame = table.parentElement;
+    const texts = new Map([...body.rows].map((row) => [row, row.textContent.toLowerCase()]));
     const search = tools.querySelector("input"), kind = tools.querySelector("select"), count = tools.querySelector("output");
+    let most = PART, shown = 0;
     const filter = () => {
-      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
-      let shown = 0;
-      rows.forEach((row, index) => {
-        const fits = words.every((word) => texts[index].includes(word)) && (!kind.value || row.dataset.kind === kind.value);
-        row.hidden = !fits;
-        shown += fits;
-      });
-      count.textContent = shown === rows.length ? `${rows.length} nodes` : `${shown} of ${rows.length} nodes`;
+      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean), all = texts.size;
+      shown = 0;
+      for (const row of body.rows) {
+        const text = texts.get(row);
+        row.hidden = !words.every((word) => text.includes(word)) || (kind.value !== "" && row.dataset.kind !== kind.value);
+        row.classList.toggle("later", !row.hidden && shown >= most);
+        shown += !row.hidden;
+      }
+      count.textContent = shown === all ? `${all.toLocaleString("en")} nodes` : `${shown.toLocaleString("en")} of ${all.toLocaleString("en")} nodes`;
     };
-    search.addEventListener("input", filter);
-    kind.addEventListener("change", filter);
+    const anew = () => { most = PART; frame.scrollTop = 0; filter(); };
+    search.addEventListener("input", anew);
+    kind.addEventListener("change", anew);
+    table.addEventListener("sorted", anew);
+    frame.addEventListener("scroll", () => {
+      if (shown > most && frame.scrollTop + 3 * frame.clientHeight > frame.scrollHeight) { most += PART; filter(); }
+    });
     filter();
   }
 

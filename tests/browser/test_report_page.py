@@ -201,6 +201,41 @@ def test_search_finds_words_in_names_operators_and_reasons(browser: Browser, doc
         assert len(column(window, "Node")) == total
 
 
+def visible(window: Window) -> int:
+    """How many rows of the table of layers are laid out."""
+    return int(window("[...document.querySelectorAll('#table tbody tr')].filter((row) => row.offsetHeight).length"))
+
+
+def test_a_long_table_is_laid_out_as_far_as_it_is_scrolled(browser: Browser, pages: Path) -> None:
+    """10,000 rows at once would take seconds."""
+    node = {"op": "Conv", "treatment": "float", "reason": "It is one of many."}
+    names = [f"layer {number:04}" for number in range(1200)]
+    found = {"status": "left alone", "plan": {"nodes": dict.fromkeys(names, node)}}
+    onnxq.write_report(found, pages / "long.html", command="onnxq", subject="long.onnx")
+    with opened(browser, pages / "long.html") as window:
+        count = window.page.locator(".tools output")
+        assert (visible(window), count.inner_text()) == (500, "1,200 nodes")
+        frame = window.page.locator("#table").locator("xpath=..")
+        for expected in (1000, 1200):
+            frame.evaluate("(frame) => { frame.scrollTop = frame.scrollHeight; }")
+            window.page.wait_for_timeout(200)
+            assert visible(window) == expected
+        window.page.locator(".tools input").fill("layer 111")
+        assert (visible(window), count.inner_text()) == (11, "11 of 1,200 nodes")
+        window.page.locator(".tools input").fill("")
+        assert visible(window) == 500
+        head = window.page.locator("#table th", has_text="Node").first
+        head.click()
+        head.click()
+        assert window.page.locator("#table tbody tr").first.inner_text().startswith("layer 1199")
+        assert visible(window) == 500
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((pages / "long.html").as_uri())
+    assert page.locator("#table tbody tr").last.is_visible()
+    context.close()
+
+
 def test_light_and_dark(browser: Browser, digits: Path) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
     grid = "document.querySelector('.plot').layout.xaxis.gridcolor"
