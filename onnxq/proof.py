@@ -35,10 +35,13 @@ LAYER_BATCH = 4
 """Samples on which errors of inner tensors are measured."""
 
 LAYER_GROUP = 16
-"""Inner tensors that are held at a time."""
+"""Inner tensors that are held at a time, at first and at least."""
 
-LAYER_RUNS = 64
-"""How often each model runs for that at most: graphs of thousands of nodes hold more tensors at a time."""
+LAYER_BYTES = 1 << 26
+"""What those of one model may take; where the first ones take less, more are held."""
+
+LAYER_GROWTH = 8
+"""How many times as many at most: later tensors may be larger."""
 
 
 class LayerError(Record):
@@ -159,10 +162,12 @@ def layer_errors(
     ]
     feeds = next(data.take(slice(0, LAYER_BATCH)).batches(LAYER_BATCH))
     errors: list[LayerError] = []
-    size = max(LAYER_GROUP, -(-len(names) // LAYER_RUNS))
-    for start in range(0, len(names), size):
+    start, size = 0, LAYER_GROUP
+    while start < len(names):
         part = names[start : start + size]
         expected = _inner(reference, part, feeds)
+        fitting = LAYER_BYTES * len(part) // max(1, sum(value.nbytes for value in expected.values()))
+        start, size = start + size, max(LAYER_GROUP, min(LAYER_GROWTH * size, fitting))
         got = _inner(candidate, [forms[n][0] if n in forms else n for n in part], feeds)
         for name in part:
             value = got[forms[name][0]] if name in forms else got[name]

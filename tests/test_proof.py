@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 
+from onnxq import proof
 from onnxq.calibration.data import Data, open_data
 from onnxq.channels import divided, spaces
 from onnxq.graph import Graph
@@ -14,7 +18,7 @@ from onnxq.plan import BalancePlan, Plan
 from onnxq.proof import layer_errors
 from onnxq.recipe import Recipe
 from onnxq.runtime import CPU as CPU_PROVIDER
-from onnxq.runtime import Kernel
+from onnxq.runtime import Feeds, Kernel
 from onnxq.targets import CPU
 from tests.onnx_text import EVERYTHING, floats, read
 
@@ -53,6 +57,27 @@ def test_factors_are_taken_out_before_tensors_are_compared(case: str) -> None:
     assert found.keys() == raw.keys() == inner | {"y"}
     assert all((raw[name] or 0) < 20 for name in inner)
     assert all(db is None or db > 100 for db in found.values()), "None: not a bit of difference"
+
+
+@pytest.mark.parametrize(("most", "groups"), [(1, [2, 2, 2]), (1 << 20, [2, 4])])
+def test_inner_tensors_are_held_as_many_as_there_is_room_for(
+    most: int, groups: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ["a = Relu(x)", "b = Neg(a)", "c = Exp(b)", "d = Abs(c)", "e = Neg(d)", "y = Abs(e)"]
+    graph = read(f"(float[n,4] x) => (float[n,4] y) {{ {' '.join(steps)} }}", {})
+    held: list[int] = []
+    inner = proof._inner
+
+    def counted(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, np.ndarray]:
+        held.append(len(names))
+        return inner(graph, names, feeds)
+
+    monkeypatch.setattr(proof, "LAYER_GROUP", 2)
+    monkeypatch.setattr(proof, "LAYER_BYTES", most)
+    monkeypatch.setattr(proof, "_inner", counted)
+    found = layer_errors(graph, graph, data(graph))
+    assert {error.tensor for error in found} == set("abcdey")
+    assert held[::2] == groups
 
 
 def test_what_the_cpu_took_from_another_provider() -> None:
