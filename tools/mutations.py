@@ -88,7 +88,8 @@ def change(message: Message, random: Random, names: Sequence[str], blindly: Blin
     """One change somewhere in a message."""
     inner = [part for field, value in message.ListFields() for part in parts(field, value)]
     if inner and random.random() < DEEPER:
-        change(random.choice(inner), random, names, blindly)
+        weights = [1 + part.ByteSize() ** 0.5 for part in inner]  # a graph more often than the number of its opset
+        change(random.choices(inner, weights)[0], random, names, blindly)
         return
     field = random.choice(message.DESCRIPTOR.fields)
     if field.is_repeated:

@@ -26,7 +26,7 @@ STORED = ("light", "pytorch-converted", "pytorch-operator", "simple")
 """Folders of the onnx package; the models of its folder `real` are no part of it: `light` has their graphs."""
 
 
-SMALL = 20_000
+SMALL = 2_000_000
 """Bytes of a model that is changed by chance."""
 
 
@@ -135,7 +135,8 @@ def all_cases(zoo: Path | None) -> list[Case]:
 
 def mutants(cases: Sequence[Case], count: int, seed: int = 0) -> Iterator[Case]:
     """So many models that are like these, and changed by chance; all are models to protobuf, some to the runtime."""
-    small = [(case.name, case.model) for case in cases if isinstance(case.model, bytes) and len(case.model) <= SMALL]
+    stored = [(case.name, case.model if isinstance(case.model, bytes) else case.model.read_bytes()) for case in cases]
+    small = [(name, content) for name, content in stored if len(content) <= SMALL]
     random, number = Random(seed), 0
     while number < count:
         name, model = random.choice(small)
