@@ -64,8 +64,10 @@ def check_texts(message: Any) -> None:
 
 
 def produced_names(graph: onnx.GraphProto, inputs: Sequence[str], weights: set[str]) -> set[str]:
-    """Names of all tensors that exist. Raises ModelError where one is made twice."""
+    """Names of all tensors that exist. Raises ModelError where one has none, or is made twice."""
     produced = weights | {item.values.name for item in graph.sparse_initializer}
+    if "" in produced or "" in inputs:
+        raise ModelError("A weight or an input of the model has no name. Export the model again.")
     makers = [(name, "a model input") for name in inputs]
     for index, node in enumerate(graph.node):
         makers += [(name, f"node '{node.name or index}' ({node.op_type})") for name in node.output if name]

@@ -120,6 +120,8 @@ GRAPHS = {
     "a tensor that nobody makes": (m.model(lambda made: made.graph.node[1].input.__setitem__(0, "z")), "'z'"),
     "a cycle": (m.model(lambda made: made.graph.node[0].input.__setitem__(0, "m0")), "needs its own output"),
     "a tensor made twice": (m.model(lambda made: made.graph.node.append(made.graph.node[0])), "made twice"),
+    "a weight without a name": (m.model(lambda made: setattr(made.graph.initializer[0], "name", "")), "has no name"),
+    "an input without a name": (m.model(lambda made: setattr(made.graph.input[0], "name", "")), "has no name"),
     "a weight made twice": (m.model(lambda made: made.graph.initializer.append(made.graph.initializer[0])), "twice"),
     "an output twice": (m.model(lambda made: made.graph.output.append(made.graph.output[0])), None),
     "an input twice": (m.model(lambda made: made.graph.input.append(made.graph.input[0])), "made twice"),
