@@ -112,13 +112,13 @@ def summarize(graph: Graph) -> Summary:
 
 def _layer(node: Node) -> LayerSummary | None:
     place = WEIGHT_INPUT.get(node.op)
-    if place is None or len(node.inputs) <= place:
+    if place is None or len(node.inputs) <= place or (node.domain or "") not in ("", "com.microsoft"):
         return None
     weight, scale = node.inputs[place], None
     maker = weight.inputs[0] if weight.inputs else None
-    if maker is not None and maker.op == "DequantizeLinear":
+    if maker is not None and maker.op == "DequantizeLinear" and len(maker.inputs) > 1:
         weight, scale = maker.inputs[0], maker.inputs[1]
-    elif maker is not None and maker.op == "Cast":
+    elif maker is not None and maker.op == "Cast" and maker.inputs:
         weight = maker.inputs[0]
     elif node.op in SCALE_INPUT:
         scale = node.inputs[SCALE_INPUT[node.op]]

@@ -8,7 +8,9 @@ import onnx
 import pytest
 from onnx import AttributeProto, TensorProto, helper
 
+from onnxq.diffing import diff
 from onnxq.errors import ModelError
+from onnxq.inspection import summarize
 from onnxq.modelfile import load
 
 
@@ -124,3 +126,13 @@ def test_functions_have_opsets_of_their_own() -> None:
     del made.functions[0].opset_import[:]
     with pytest.raises(ModelError, match="names no opset"):
         load(made)
+
+
+@pytest.mark.parametrize("op", ["QLinearConv", "DequantizeLinear", "MatMulNBits", "Conv", "Cast", "QuantizeLinear"])
+def test_operators_of_other_domains_may_bear_any_name(op: str) -> None:
+    """They are nobody's layer, and have as many inputs as they like."""
+    made = model(helper.make_node(op, ["x", "x"], ["y"], domain="of.mine"), domain="of.mine")
+    made.graph.node.insert(0, helper.make_node(op, [], ["z"], domain="of.mine"))
+    made.graph.node[1].input[1] = "z"
+    assert summarize(load(made)).layers == []
+    assert diff(made, made).empty
