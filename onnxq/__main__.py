@@ -34,8 +34,12 @@ def main() -> None:
     sys.exit(code)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command like Ctrl-C does."""
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(TERMINATED)
+    raise Terminated
 
 
 def run(words: Sequence[str]) -> int:
@@ -58,7 +62,7 @@ def run(words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE
     except KeyboardInterrupt as error:
-        return complain(error, "Stopped.", words, STOPPED)
+        return complain(error, "Stopped.", words, TERMINATED if isinstance(error, Terminated) else STOPPED)
     except OnnxqError as error:
         return complain(error, str(error), words)
     except wrong_use as error:

@@ -33,7 +33,7 @@ from onnxq.passes import PIPELINES
 from onnxq.plan import Plan, Treatment
 from onnxq.planning import calibrate_graph, plan_model
 from onnxq.proof import Proof, prove
-from onnxq.recipe import WEIGHT_ONLY, Contract, Mode, Recipe
+from onnxq.recipe import WEIGHT_ONLY, Contract, Mode, Recipe, recipe_of
 from onnxq.result import Result
 from onnxq.shelf import shelf_beside
 from onnxq.study import fingerprint
@@ -50,7 +50,7 @@ def optimize(
     *,
     data: DataSource | None = None,
     validation: DataSource | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Path | str | None = None,
     plan: Plan | None = None,
     statistics: Sequence[Path | str] = (),
     options: Options | None = None,
@@ -62,7 +62,7 @@ def optimize(
         output: where to write; None is `NAME.int8.onnx` beside the model, and no file where the model has no path.
         data: what to calibrate and to validate on; a part is held back for validation. Static modes need it.
         validation: data for validation alone; then all of `data` may calibrate.
-        recipe: what to build; `Recipe()` decides by itself.
+        recipe: what to build, as a recipe, a mode like `static-int8` or a TOML file; None decides by itself.
         plan: decisions of an earlier run, perhaps edited; then no data is needed.
         statistics: files that `calibrate` wrote, instead of collecting again.
         options: how to go about it.
@@ -81,7 +81,7 @@ def optimize(
     if plan and statistics:
         raise RecipeError("A plan holds its ranges already: give --plan or --statistics, not both.")
     source = load(model)
-    wanted = plan.recipe if plan else recipe or Recipe()
+    wanted = plan.recipe if plan else recipe_of(recipe)
     options = on_target(options, TARGETS[wanted.target].provider)
     target = target_of(model, output, wanted)
     _check_keep_best(model, target, options.keep_best)
@@ -229,7 +229,7 @@ def calibrate(
     output: Path | str,
     *,
     data: DataSource,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Path | str | None = None,
     options: Options | None = None,
 ) -> dict[str, Any]:
     """Collect the statistics that a static plan needs, and save them as .npz; files of several runs can be joined.
@@ -243,7 +243,7 @@ def calibrate(
     options = options or Options()
     source, target = load(model), Path(output)
     check_output(model, target)
-    build = Build(source.copy(), recipe or Recipe(), "static-int8", progress=options.progress)
+    build = Build(source.copy(), recipe_of(recipe), "static-int8", progress=options.progress)
     feeds = at_most(open_data(data, source.interface().inputs), options.samples)
     try:
         with named(model):

@@ -151,7 +151,7 @@ def optimize(
     contract = (followed.recipe if followed else chosen).contract
     shown = result.shown()
     write_page(shown, page, context, model.name)
-    report(shown, lambda: diagnosis_table.below(tables.result(model, result, contract), result), as_json, quiet)
+    report(shown, lambda: diagnosis_table.below(tables.result(model, result, contract), result), as_json, quiet, page)
     return 1 if result.status == "rejected" else 0
 
 
@@ -241,7 +241,7 @@ def validate(
     wanting += [reason for proof in proofs for reason in broken_limits(proof, judged)]
     document = {"passed": not wanting, "reasons": wanting, "proofs": proofs}
     write_page(document, page, context, f"{candidate.name} beside {reference.name}")
-    report(document, lambda: tables.proofs(candidate, proofs, judged, wanting), as_json, quiet)
+    report(document, lambda: tables.proofs(candidate, proofs, judged, wanting), as_json, quiet, page)
     return 1 if wanting else 0
 
 
@@ -274,7 +274,7 @@ def shortcomings(proof: Proof, min_cosine: float, min_agreement: float | None) -
         if not output.finite:
             found.append(f"{place} holds NaN or infinity where the float model's does not.")
         if not output.cosine >= min_cosine:  # so written, NaN is found wanting too
-            found.append(f"{place} has a mean cosine of {output.cosine:.5f}, below {min_cosine:g}.")
+            found.append(f"{place} has a mean cosine of {output.cosine:.5f}, below {min_cosine}.")
         if min_agreement is not None and output.agreement is not None and output.agreement < min_agreement:
             found.append(f"{place} agrees in {100 * output.agreement:.2f} % of cases, below {100 * min_agreement:g} %.")
     return found
@@ -334,7 +334,7 @@ def explain(
         options = Options(threads=threads, memory=wishes.bytes_of(memory), progress=progress)
         found = api.explain(reference, candidate, data=data, top=top, samples=samples, options=options)
     write_page(found, page, context, f"{candidate.name} beside {reference.name}")
-    report(found, lambda: diagnosis_table.diagnosis(candidate.name, found, top), as_json, quiet)
+    report(found, lambda: diagnosis_table.diagnosis(candidate.name, found, top), as_json, quiet, page)
     return 0
 
 

@@ -165,7 +165,10 @@ def _too_slow(contract: Contract, proof: Proof) -> str:
     asked = contract.min_speedup
     if proof.speedup >= asked:
         return ""
-    return f"{proof.speedup:.3g} times the float model's speed, below the {asked:g} that --min-speedup asks for."
+    words = f"{proof.speedup:.3g} times the float model's speed"
+    if "min_speedup" not in contract.model_fields_set:
+        return f"{words}: it would be slower."
+    return f"{words}, below the {asked:g} that --min-speedup asks for."
 
 
 def _too_large(contract: Contract, proof: Proof) -> str:

@@ -142,8 +142,8 @@ def _verdict(build: Build, file: Path, proof: Proof | None, delivery: Delivery) 
         return Verdict(holds=True, notes=[f"{beside_limit(score, limits)}."] if score is not None and lost else [])
     memo, key = delivery.options.memo, _key(file, delivery)
     known = memo.get("speedup", key)
-    speedup = known if isinstance(known, float) else proof.speedup
-    memo.put("speedup", key, speedup)
+    found = known if isinstance(known, float) else memo.put("speedup", key, proof.speedup)
+    speedup = found if isinstance(found, float) else proof.speedup
     told = proof.model_copy(update={"speedup": speedup})
     return judge(build.recipe.contract, told, random, build.context.target.provider)
 

@@ -56,15 +56,16 @@ def diff(
     onnxq diff model.onnx model.int8.onnx --html diff.html
     """
     from onnxq import diff_table, diffing
+    from onnxq.graphdiff.writer import page_writer
 
     alarms = _alarms(fail_on)
     for model in (before, after):
         check_outputs(model, {"--html": html})
-    draw = None if html is None else diffing.page_writer()
+    draw = None if html is None else page_writer()
     found = diffing.diff(before, after)
     if draw is not None and html is not None:
         draw(found, html)
-    report(found, lambda: diff_table.differences(found, everything=everything), as_json, quiet)
+    report(found, lambda: diff_table.differences(found, everything=everything), as_json, quiet, html)
     return 1 if any(found.raises(alarm) for alarm in alarms) else 0
 
 
@@ -72,7 +73,7 @@ def _alarms(words: str | None) -> list[Alarm]:
     """What `--fail-on` names. Raises RecipeError."""
     from onnxq.graphdiff.findings import Alarm
 
-    asked = [] if words is None else [word.strip() for word in words.split(",") if word.strip()]
+    asked = [] if words is None else [word.strip() for word in words.split(",")]
     for word in asked:
         if word not in get_args(Alarm):
             raise RecipeError(f"--fail-on does not know '{word}'. Known are {', '.join(get_args(Alarm))}.")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from onnxq.build import typed
-from onnxq.errors import RecipeError, UnsupportedModel
+from onnxq.errors import UnsupportedModel
 from onnxq.graph import Graph
 from onnxq.graphdiff.compare import compare
 from onnxq.graphdiff.findings import GraphDiff
 from onnxq.intake import NAMELESS
 from onnxq.modelfile import Source, load
-
-INSTALL = "Install it with: pip install 'onnxq[report]'."
 
 
 def diff(before: Source, after: Source) -> GraphDiff:
@@ -43,15 +40,3 @@ def _read(source: Source) -> Graph:
 
 def _name(source: Source) -> str:
     return Path(source).name if isinstance(source, (str, Path)) else str(NAMELESS)
-
-
-def page_writer() -> Callable[[GraphDiff, Path], None]:
-    """What draws a comparison as a page. Raises RecipeError where the packages for that are missing."""
-    try:
-        from onnxq.graphdiff.layout import VERSION, is_safe
-        from onnxq.graphdiff.page import write
-    except ModuleNotFoundError as error:
-        raise RecipeError(f"--html needs the package {error.name}. {INSTALL}") from None
-    if not is_safe(VERSION):
-        raise RecipeError(f"--html needs another igraph than {VERSION}, which crashes now and then. {INSTALL}")
-    return write

@@ -245,5 +245,5 @@ def finetune(
     contract = (followed.recipe if followed else chosen).contract
     shown = result.shown()
     write_page(shown, page, context, model.name)
-    report(shown, lambda: lesson_table.lesson(model, result, contract), as_json, quiet)
+    report(shown, lambda: lesson_table.lesson(model, result, contract), as_json, quiet, page)
     return 1 if result.status == "rejected" else 0

@@ -22,7 +22,7 @@ from onnxq.modelfile import Source, check_output, load
 from onnxq.options import Options
 from onnxq.plan import Plan, Treatment
 from onnxq.planning import plan_model
-from onnxq.recipe import WEIGHT_ONLY, Mode, Recipe
+from onnxq.recipe import WEIGHT_ONLY, Mode, Recipe, recipe_of
 from onnxq.result import Result
 from onnxq.shelf import shelf_beside
 
@@ -41,7 +41,7 @@ def finetune(
     *,
     data: DataSource | None = None,
     validation: DataSource | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Path | str | None = None,
     plan: Plan | None = None,
     curriculum: Curriculum | None = None,
     checkpoint: Path | str | None = None,
@@ -55,7 +55,7 @@ def finetune(
         data: what to calibrate on and to learn from; a part is held back for validation. None: text that a small
             language model writes itself.
         validation: data for validation alone; then all of `data` may be learned from.
-        recipe: what to build; `auto` is static-int8.
+        recipe: what to build, as a recipe, a mode or a TOML file; `auto` is static-int8.
         plan: decisions of an earlier run, perhaps edited.
         curriculum: how to train.
         checkpoint: a file for the state of the training; if it exists, training goes on from there.
@@ -78,7 +78,7 @@ def finetune(
         raise ModelError(
             "The model holds integers or Q/DQ already. Train the float model; onnxq optimize folds what others trained."
         )
-    wanted = _to_train(plan.recipe if plan else recipe or Recipe(mode="static-int8"), plan)
+    wanted = _to_train(plan.recipe if plan else recipe_of(recipe or "static-int8"), plan)
     target, kept = target_of(model, output, wanted), None if checkpoint is None else Path(checkpoint)
     if kept is not None:
         check_output(model, kept, "--checkpoint")

@@ -38,7 +38,10 @@ def complaints(model: Path, found: Lint) -> RenderableType:
 
     from onnxq.tables import _table, _title
 
-    head = _title(f"{model.name}: {found.kind}, {found.integer} of {found.layers} layers in integers on {found.target}")
+    verb = "can run" if found.kind == "float" else "run"
+    head = _title(
+        f"{model.name}: {found.kind}, {found.integer} of {found.layers} layers {verb} in integers on {found.target}"
+    )
     if not found.complaints:
         return Group(head, "", _title("Nothing to complain about.", "bold green"))
     counts = Counter((not each.layer, each.op, each.reason) for each in found.complaints)

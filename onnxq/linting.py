@@ -32,7 +32,10 @@ ACCUMULATES = (
 DEQUANTIZES = "Its weight is dequantized on every run: nothing fuses with that here."
 ALONE = "Q/DQ stands around it, and nothing folds them into one integer operator: it computes in float between them."
 
-SPARED = "It was left in float, though integers could run here. Quantize the float model again."
+SPARED = (
+    "It is in float, though integers could run here. Whoever quantized the model may have found that they cost more; "
+    "if not, quantize the float model again."
+)
 
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 """What stands between floats and integers."""
@@ -94,13 +97,13 @@ def lint(model: Source, *, target: str = "cpu") -> Lint:
         ModelError: the model cannot be read, or the runtime refuses it.
         RecipeError: there is no such target, or it has no integer kernels.
     """
-    recipe = make_recipe({"mode": "static-int8", "target": target})
+    recipe = make_recipe({"mode": "mixed-int8", "target": target}, {"target": "--target"})
     if TARGETS[target].half:
         raise RecipeError(f"'{target}' has no integer kernels to look for: it computes in halves. Lint for cpu.")
     graph = load(model)
     kind = "integer operators" if has_integer_operators(graph) else "Q/DQ" if has_qdq(graph) else "float"
     looks: dict[str, Callable[[Build], Iterator[Complaint]]] = {"float": _float, "Q/DQ": _folded}
-    build = Build(graph.copy(), recipe, "static-int8")
+    build = Build(graph.copy(), recipe, "mixed-int8")
     with named(model):
         found = list(looks.get(kind, _integer)(build))
     worst = {complaint.node: complaint for complaint in reversed(found)}

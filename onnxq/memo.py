@@ -54,13 +54,17 @@ class Memo:
         except (ValueError, LookupError, TypeError, RecursionError):
             return None
 
-    def put(self, kind: str, key: Mapping[str, JSON], value: JSON) -> None:
-        """Remember a value; the last of several for one key wins."""
+    def put(self, kind: str, key: Mapping[str, JSON], value: JSON) -> JSON:
+        """Remember a value, and return it; or what another process remembered meanwhile: all decide alike."""
+        found = self.get(kind, key)
+        if found is not None:
+            return found
         name, text = _name(kind, key), json.dumps({"key": key, "value": value}, sort_keys=True)
         self._known[name] = text
         if self.folder is not None:
             with suppress(OSError):
                 _write(self.folder / name, text)
+        return value
 
 
 def canonical(key: object) -> str:

@@ -171,5 +171,6 @@ def check(contract: Contract, data: Data | None) -> None:
         check_function(name)
     if name == "top1" and data is not None and not data.is_random and data.source.labels is None:
         raise RecipeError(
-            f"Metric 'top1' needs labels, and {data.description} has none. Add an array 'labels', or take another."
+            f"Metric 'top1' needs labels, and there are none in {data.description}. Add an array 'labels', or take "
+            "another."
         )

@@ -48,6 +48,8 @@ def load(source: Source) -> Graph:
         ModelError: the file is missing, empty, truncated, not ONNX, its external data is missing or lies
             outside the model's folder, or the graph breaks a rule of ONNX.
     """
+    if not isinstance(source, (str, Path, bytes, onnx.ModelProto)):
+        raise ModelError(f"{type(source).__name__} is no model. Give a path, the bytes of a model, or a ModelProto.")
     if not isinstance(source, (str, Path)):
         model = _checked(source, "The given model")
         check_tensors(model)
@@ -135,9 +137,9 @@ def check_output(source: Source, output: Path, flag: str = "--output") -> None:
     if output.is_symlink() or (output.exists() and not output.is_file()):
         raise OutputError(f"The output '{output}' is a link or a device, which would be replaced. Name a plain file.")
     if output.parent.exists() and not output.parent.is_dir():
-        raise OutputError(f"'{output.parent}' is no folder. Name another output.")
+        raise OutputError(f"'{output.parent}' is no folder. Name another file with {flag}.")
     if not output.parent.is_dir():
-        raise OutputError(f"The folder '{output.parent}' does not exist. Create it, or name another output.")
+        raise OutputError(f"The folder '{output.parent}' does not exist. Create it, or name another file with {flag}.")
 
 
 @contextmanager

@@ -200,7 +200,12 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
 def read_plan(path: Path) -> Plan:
     """A plan that `Plan.to_json` wrote and somebody may have edited. Raises RecipeError."""
     try:
-        return make_plan(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not {"recipe", "nodes"} & content.keys():
+            raise RecipeError(f"'{path}' is no plan. --save-plan writes one.")
+        return make_plan(content)
+    except RecipeError as error:
+        raise RecipeError(str(error) if str(path) in str(error) else f"'{path}': {error}") from None
     except OSError as error:
         raise RecipeError(f"Plan '{path}' cannot be read ({error.strerror}). Check the path.") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and lists in lists in lists, too

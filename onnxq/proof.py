@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,16 +39,28 @@ LAYER_GROUP = 16
 LAYER_BYTES = 1 << 26
 """What those of one model may take; where the first ones take less, more are held."""
 
+EXPLAINED = 10.0
+"""Decibels that factors between channels must explain before they are believed."""
+
 LAYER_GROWTH = 8
 """How many times as many at most: later tensors may be larger."""
 
 
 class LayerError(Record):
-    """Error of one inner tensor, with all errors that came before it: 10 log10(signal / noise)."""
+    """Error of one inner tensor, with all errors that came before it.
+
+    Attributes:
+        tensor: its name.
+        op: what makes it.
+        sqnr_db: 10 log10(signal / noise); None where there is no noise.
+        rescaled: whether a factor was found for each of its channels and taken out: whoever quantized the model moved
+            it to the layers behind (SmoothQuant, cross-layer equalization).
+    """
 
     tensor: str
     op: str
     sqnr_db: float | None
+    rescaled: bool = False
 
 
 class FloatNode(Record):
@@ -146,11 +157,12 @@ def compare_outputs(
 
 
 def layer_errors(
-    reference: Graph, candidate: Graph, data: Data, factors: Mapping[str, Factors] = MappingProxyType({})
+    reference: Graph, candidate: Graph, data: Data, factors: Mapping[str, Factors] | None = None
 ) -> list[LayerError]:
     """Error of every float tensor that both graphs hold, in floats or as integers; the worst first.
 
-    `factors` says what the channels of tensors of the candidate were divided by.
+    `factors` says what the channels of tensors of the candidate were divided by; None where that is not known, and is
+    found out.
     """
     forms = integer_forms(candidate)
     makers = {t.name: node for node in reference.nodes for t in node.outputs if t.name}
@@ -173,12 +185,15 @@ def layer_errors(
             value = got[forms[name][0]] if name in forms else got[name]
             if name in forms:
                 value = dequantize(value, forms[name][1].reshape(()), forms[name][2].reshape(()))
-            if name in factors:
+            if factors is not None and name in factors:
                 value = value * _along(*factors[name], value.ndim)
             if value.shape == expected[name].shape:
                 mask = mask_of(feeds)  # what padding holds has no range, and no effect
-                found = _tensor_sqnr(unmasked(expected[name], mask), unmasked(value, mask))
-                errors.append(LayerError(tensor=name, op=makers[name].op, sqnr_db=found))
+                pair = unmasked(expected[name], mask), unmasked(value, mask)
+                found, moved = _tensor_sqnr(*pair), False
+                if factors is None and found is not None:
+                    found, moved = _without_factors(*pair, found)
+                errors.append(LayerError(tensor=name, op=makers[name].op, sqnr_db=found, rescaled=moved))
     return sorted(errors, key=lambda error: (error.sqnr_db is None, error.sqnr_db or 0.0))
 
 
@@ -191,6 +206,23 @@ def _tensor_sqnr(reference: Array, value: Array) -> float | None:
     usable = np.isfinite(reference) & (np.abs(reference) < end)
     found = sqnr_db(reference[usable], value[usable])
     return found if np.isfinite(found) else None
+
+
+def _without_factors(reference: Array, value: Array, plain: float) -> tuple[float, bool]:
+    """The error that is left when a factor is taken out of each channel, if that explains most of it.
+
+    The factors are those of least squares, along the second axis or the last one.
+    """
+    best = plain
+    for axis in {1, reference.ndim - 1} if reference.ndim > 1 else ():
+        exact, found = (np.moveaxis(np.asarray(t, np.float64), axis, 0) for t in (reference, value))
+        exact, found = (t.reshape(len(t), -1) for t in (exact, found))
+        with np.errstate(all="ignore"):
+            power = np.square(found).sum(axis=1, keepdims=True)
+            scale = np.where(power > 0, (exact * found).sum(axis=1, keepdims=True) / power, 1.0)
+            left = _tensor_sqnr(exact, found * scale)
+        best = max(best, plain if left is None else left)
+    return (best, True) if best > plain + EXPLAINED else (plain, False)
 
 
 def _inner(graph: Graph, names: Sequence[str], feeds: Feeds) -> dict[str, Array]:
@@ -216,7 +248,7 @@ def prove(
     layers: bool = True,
     seconds: float = 3.0,
     contract: Contract | None = None,
-    factors: Mapping[str, Factors] = MappingProxyType({}),
+    factors: Mapping[str, Factors] | None = None,
     progress: Progress = silent,
 ) -> Proof:
     """Compare two models that lie in files.
@@ -233,7 +265,7 @@ def prove(
         layers: whether to measure the errors of inner tensors too.
         seconds: time for the latency measurement.
         contract: what accuracy is measured by.
-        factors: what the channels of inner tensors of the quantized model were divided by.
+        factors: what the channels of inner tensors of the quantized model were divided by; None where nobody knows.
         progress: told after each batch.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -259,10 +259,25 @@ def make_recipe(values: Mapping[str, Any], flags: Mapping[str, str] = MappingPro
         raise RecipeError(explain(error, "recipe", flags)) from None
 
 
+def recipe_of(wanted: Recipe | Path | str | None) -> Recipe:
+    """A recipe itself, that of a mode or of a TOML file; None is `auto`. Raises RecipeError."""
+    if isinstance(wanted, Recipe):
+        return wanted
+    if wanted is None or wanted in get_args(Mode):
+        return make_recipe({} if wanted is None else {"mode": wanted})
+    if Path(wanted).suffix != ".toml" and not Path(wanted).exists():
+        raise RecipeError(
+            f"There is no recipe '{wanted}'. Known are {', '.join(get_args(Mode))}; a file ends in .toml."
+        )
+    return read_recipe(Path(wanted))
+
+
 def read_recipe(path: Path) -> Recipe:
     """A recipe from a TOML file. Raises RecipeError."""
     try:
         return make_recipe(tomllib.loads(path.read_text(encoding="utf-8")))
+    except RecipeError as error:
+        raise RecipeError(f"'{path}': {error}") from None
     except OSError as error:
         raise RecipeError(f"Recipe '{path}' cannot be read ({error.strerror}). Check the path.") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and lists in lists in lists, too

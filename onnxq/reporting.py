@@ -84,13 +84,17 @@ def told(quiet: bool) -> Iterator[Progress]:
         bars.close()
 
 
-def report(document: Any, table: Callable[[], RenderableType], as_json: bool, quiet: bool) -> None:
-    """The result as JSON, as tables for a person, or both on two channels."""
+def report(
+    document: Any, table: Callable[[], RenderableType], as_json: bool, quiet: bool, page: Path | None = None
+) -> None:
+    """The result as JSON, as tables for a person, or both on two channels; and where it was written as a page."""
     from pydantic_core import to_json
 
-    from onnxq.tables import console
+    from onnxq.tables import console, sheet
 
     if as_json:  # NaN and infinity become null: JSON knows neither
         print(to_json(document, indent=1, inf_nan_mode="null").decode())
     if not quiet:
         console(stderr=as_json).print(table())
+        if page is not None:
+            console(stderr=as_json).print(sheet([("Page", str(page))]))

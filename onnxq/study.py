@@ -76,8 +76,7 @@ class Study:
         key = {**self.key, "graph": self.digest, "what": asked}
         known = self.memo.get(kind, key)
         if known is None:
-            known = measure()
-            self.memo.put(kind, key, known)
+            known = self.memo.put(kind, key, measure())
         return known
 
     @cached_property

@@ -249,7 +249,8 @@ def _layers(layers: Sequence[LayerError]) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for layer in layers[:MOST_LAYERS]:
-        table.add_row(_decibels(layer.sqnr_db), layer.op, layer.tensor)
+        note = " (but for factors between channels)" if layer.rescaled else ""
+        table.add_row(_decibels(layer.sqnr_db), layer.op, f"{layer.tensor}{note}")
     return table
 
 

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from onnxq.memo import Memo
     from onnxq.recipe import Recipe
 
-MODES = ("auto", "mixed-int8", "static-int8", "dynamic-int8", "weight-int8", "weight-int4", "fp16")
-"""What `--recipe` takes by name; anything else is a file."""
-
 WEIGHT_ONLY = ("weight-int8", "weight-int4")
 """Those that store weights in blocks."""
 
@@ -98,23 +95,17 @@ def make_wish(name: str | None, flags: Mapping[str, Any]) -> Recipe:
     Raises:
         RecipeError: there is no such mode or file, or a value is unknown.
     """
-    from onnxq.recipe import make_recipe, read_recipe
+    from onnxq.recipe import make_recipe, recipe_of
 
-    if name is None or name in MODES:
-        base: dict[str, Any] = {} if name is None else {"mode": name}
-    elif Path(name).suffix != ".toml" and not Path(name).exists():
-        raise RecipeError(f"There is no recipe '{name}'. Known are {', '.join(MODES)}; a file ends in .toml.")
-    else:
-        base = read_recipe(Path(name)).model_dump(exclude_unset=True)
+    base = recipe_of(name).model_dump(exclude_unset=True)
     asked = given(flags)
     names = {".".join(place): f"--{name.replace('_', '-')}" for name, place in PLACES.items() if _holds(asked, place)}
     recipe = make_recipe(_merged(base, asked), names)
     if recipe.mode not in WEIGHT_ONLY:
         blocks = ("method", "fit", "block_size", *(() if recipe.mode == "static-int8" else ("bits",)))
         for flag in [flag for flag in blocks if _holds(asked, PLACES[flag])]:
-            raise RecipeError(
-                f"--{flag.replace('_', '-')} has no effect on {recipe.mode}. Add --recipe {' or '.join(WEIGHT_ONLY)}."
-            )
+            modes = " or ".join([*WEIGHT_ONLY, *(["static-int8"] if flag == "bits" else [])])
+            raise RecipeError(f"--{flag.replace('_', '-')} has no effect on {recipe.mode}. Add --recipe {modes}.")
     rules = {recipe.activation.range, *(wish.range for wish in recipe.nodes.values())}
     if _holds(asked, PLACES["percent"]) and not rules & {"percentile", "auto"}:
         raise RecipeError(f"--percent has no effect on --range {recipe.activation.range}. Add --range percentile.")

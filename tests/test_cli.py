@@ -69,7 +69,6 @@ def test_help_names_every_choice(onnxq: Command) -> None:
     said = " ".join(onnxq("optimize", "--help").out.replace("│", " ").split())
     for choices in (recipe.RangeRule, recipe.ActivationFormat, recipe.WeightFormat, recipe.GraphFormat, recipe.Mode):
         assert all(choice in said for choice in get_args(choices))
-    assert get_args(recipe.Mode) == wishes.MODES
 
 
 def test_the_script_that_an_installation_makes() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxq.api import optimize
@@ -102,8 +103,9 @@ def test_what_onnxq_makes_has_nothing_but_what_it_left_in_float(tmp_path: Path) 
     data = MODELS / "digits_calibration.npz"
     optimize(MODELS / "digits.onnx", made, data=data, recipe=recipe, options=Options(seconds=0.05))
     before, after = lint(MODELS / "digits.onnx"), lint(made)
-    assert after.kind == "integer operators"
-    assert after.layers - after.integer == before.layers - before.integer == 1
+    assert (before.layers, before.integer) == (9, 9)
+    assert (after.kind, after.layers, after.integer) == ("integer operators", 9, 8)
+    assert "integers could run here" in after.complaints[0].reason
 
 
 def test_an_integer_model_is_asked_what_is_still_in_float() -> None:
@@ -115,7 +117,7 @@ def test_an_integer_model_is_asked_what_is_still_in_float() -> None:
     assert (seen.kind, seen.layers, seen.integer, seen.clean) == ("integer operators", 2, 1, False)
     said = {each.node: each for each in seen.complaints}
     assert said["late"].layer
-    assert "Quantize the float model again" in said["late"].reason
+    assert "quantize the float model again" in said["late"].reason
     assert not said["bend"].layer
     assert "no integer kernel for Erf" in said["bend"].reason
     assert not {each.op for each in seen.complaints} & {"QuantizeLinear", "DequantizeLinear", "QLinearMatMul"}
@@ -126,11 +128,14 @@ def test_a_target_without_integer_kernels_is_refused() -> None:
         lint(MODELS / "digits.onnx", target="cuda")
 
 
-def test_the_command_exits_with_1_where_a_layer_stays_in_float(onnxq: Command) -> None:
-    done = onnxq("lint", MODELS / "digits.onnx", "--json")
+def test_the_command_exits_with_1_where_a_layer_stays_in_float(onnxq: Command, tmp_path: Path) -> None:
+    text = "(float[N,8,6,6] x) => (float[N,4,7,7] y) { [up] y = ConvTranspose<kernel_shape = [2, 2]>(x, v) }"
+    onnx.save(to_model(read(text, {"v": floats(8, 4, 2, 2)})), tmp_path / "up.onnx")
+    done = onnxq("lint", tmp_path / "up.onnx", "--json")
     assert done.code == 1
-    assert done.json["integer"] == done.json["layers"] - 1
-    assert "1 channel" in onnxq("lint", MODELS / "digits.onnx").out
+    assert (done.json["layers"], done.json["integer"]) == (1, 0)
+    assert "ConvTranspose (layer)" in onnxq("lint", tmp_path / "up.onnx").out
+    assert "9 of 9 layers can run in integers" in onnxq("lint", MODELS / "digits.onnx").out
     assert onnxq("lint", MODELS / "docstrings.onnx", "--quiet").code == 0
     gone = onnxq("lint", "gone.onnx")
     assert (gone.code, gone.err.count("\n")) == (2, 1)

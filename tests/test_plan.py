@@ -196,7 +196,7 @@ def test_what_is_missing_is_named() -> None:
         (b"", r"plan\.json' is no JSON"),
         (b'{"recipe": {}', "is no JSON"),
         (b"\xff\xfe", "is no JSON"),
-        (b"[]", "'plan' in the plan is"),
+        (b"[]", r"plan\.json' is no plan\. --save-plan writes one"),
     ],
 )
 def test_files_that_make_no_sense_are_named(tmp_path: Path, content: bytes, words: str) -> None:

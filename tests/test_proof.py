@@ -50,13 +50,24 @@ def test_factors_are_taken_out_before_tensors_are_compared(case: str) -> None:
     context = Context(CPU, Plan(recipe=Recipe(), nodes={}, balance=balance))
     candidate = run(BALANCE, graph, context, EVERYTHING).graph
     inner = set(space.tensors)
-    raw = {error.tensor: error.sqnr_db for error in layer_errors(graph, candidate, data(graph))}
+    raw = {error.tensor: error.sqnr_db for error in layer_errors(graph, candidate, data(graph), {})}
     found = {
         error.tensor: error.sqnr_db for error in layer_errors(graph, candidate, data(graph), divided(graph, balance))
     }
     assert found.keys() == raw.keys() == inner | {"y"}
     assert all((raw[name] or 0) < 20 for name in inner)
     assert all(db is None or db > 100 for db in found.values()), "None: not a bit of difference"
+    unknown = {error.tensor: error for error in layer_errors(graph, candidate, data(graph), None)}
+    assert {name for name, error in unknown.items() if error.rescaled} == inner
+    assert all(error.sqnr_db is None or error.sqnr_db > 100 for error in unknown.values())
+
+
+def test_an_error_that_factors_do_not_explain_stays() -> None:
+    graph = read(ROWS, {"w1": floats(4, 4), "v": floats(4, 3)})
+    candidate = read(ROWS, {"w1": np.round(3 * floats(4, 4)) / 3, "v": floats(4, 3)})
+    known = layer_errors(graph, candidate, data(graph), {})
+    assert layer_errors(graph, candidate, data(graph)) == known
+    assert not any(error.rescaled for error in known)
 
 
 @pytest.mark.parametrize(("most", "groups"), [(1, [2, 2, 2]), (1 << 20, [2, 4])])

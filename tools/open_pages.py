@@ -106,7 +106,7 @@ def make(name: str, model: Path, folder: Path) -> Iterator[tuple[str, Path, Call
     yield f"{name}, report", page, wrong_in_report
     page = folder / f"{model.stem}.diff.html"
     found = diffing.diff(model, after)
-    diffing.page_writer()(found, page)
+    onnxq.write_report(found, page)
     exact = json.loads(found.model_dump_json())
     yield f"{name}, comparison", page, lambda window, page: wrong_in_diff(window, page, exact)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from onnxq.graph import Graph
 from onnxq.graphdiff import views
-from onnxq.graphdiff.details import Comparison
+from onnxq.graphdiff.details import RESCALED, Comparison
 from onnxq.graphdiff.families import rounds
 from onnxq.graphdiff.findings import Detail, Edit, GraphDiff, InterfaceChange, Kind
 from onnxq.graphdiff.grouping import Group, Grouping, group
@@ -74,7 +74,7 @@ def make_edit(comparison: Comparison, one: Group) -> Edit | None:
 def _is_precision(detail: Detail) -> bool:
     """Whether numbers are held in another type, or rounded to other ones."""
     if detail.aspect == "weights":
-        return detail.before.partition("[")[0] != detail.after.partition("[")[0]
+        return detail.before.partition("[")[0] != detail.after.removesuffix(RESCALED).partition("[")[0]
     return detail.aspect in ("retyped", "requantized")
 
 

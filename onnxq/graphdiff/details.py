@@ -25,6 +25,9 @@ SCALES = ("_scale", "_zero_point")
 NEAR = 0.1
 """A channel whose factor is within this of 1 is not rescaled."""
 
+RESCALED = ", each channel rescaled"
+"""What is said of a weight that is the same but for such factors."""
+
 
 @dataclass(eq=False)
 class Comparison:
@@ -105,7 +108,7 @@ class Comparison:
         if texts[0] != texts[1] or apart != 0:
             rest = _rescaled(*values, axis=0 if self.sides[0].nodes[one].op.count("Conv") else -1)
             if rest is not None and (apart is None or rest < apart / 2):
-                apart, texts[1] = rest, f"{texts[1]}, each channel rescaled"
+                apart, texts[1] = rest, f"{texts[1]}{RESCALED}"
             name = stored[0].name if stored[0] is not None else read[0].name
             yield _detail("weights", name, texts, apart)
 

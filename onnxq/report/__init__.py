@@ -21,6 +21,8 @@ from pydantic_core import from_json, to_json
 from onnxq import runtime
 from onnxq.diagnosis.findings import Diagnosis
 from onnxq.errors import RecipeError
+from onnxq.graphdiff.findings import GraphDiff
+from onnxq.graphdiff.writer import page_writer
 from onnxq.modelfile import replacing
 from onnxq.proof import Proof
 from onnxq.result import Result
@@ -58,7 +60,7 @@ def check_extra() -> None:
 
 
 def write_report(
-    found: Result | Diagnosis | Sequence[Proof] | Mapping[str, Any],
+    found: Result | Diagnosis | Sequence[Proof] | GraphDiff | Mapping[str, Any],
     place: Path | str,
     *,
     command: str = "",
@@ -67,15 +69,22 @@ def write_report(
     """Write what a command or a call found as a page; it is there in one step, whole or not at all.
 
     Args:
-        found: what `optimize`, `finetune`, `explain` or `validate` returned, or the document of a command.
+        found: what `optimize`, `finetune`, `explain`, `validate` or `diff` returned, or the document of a command.
         place: the file to write.
         command: what to run to get the same; an equivalent call if left out.
         subject: the model or models, by name; what the result says if left out.
 
     Raises:
-        RecipeError: the extra `report` is not installed.
+        RecipeError: the extra `report` is not installed, or nothing like that was given.
         OutputError: the page cannot be written.
     """
+    if isinstance(found, GraphDiff):
+        page_writer()(found, Path(place))
+        return
+    if not isinstance(found, (Result, Diagnosis, Sequence, Mapping)) or isinstance(found, (str, bytes)):
+        raise RecipeError(
+            f"{type(found).__name__} has no report. Give what optimize, finetune, validate, explain or diff returned."
+        )
     check_extra()
     from onnxq.report.page import render
 

@@ -23,7 +23,7 @@ from onnxq.report.rows import Group, Row, float_groups, layer_rows
 MOST_SENTENCES = 5
 """Findings that are spelled out; the table holds them all."""
 
-TONES = {"optimized": "good", "passed": "good", "left alone": "fair", "explained": "fair"}
+TONES = {"optimized": "good", "passed": "good", "left alone": "fair", "explained": "plain"}
 """How a result is coloured; anything else is bad."""
 
 
@@ -49,7 +49,7 @@ class Page:
 
     @property
     def tone(self) -> str:
-        """Good, fair or bad."""
+        """Good, fair, bad, or plain where nothing was judged."""
         return TONES.get(self.status, "bad")
 
     @property
@@ -82,6 +82,27 @@ class Page:
         """The output that is farthest from the float model's."""
         outputs = self.doc(f"{proof}/outputs")
         return min(outputs, key=lambda name: outputs[name]["cosine"] or -2.0) if outputs else None
+
+    @property
+    def unproven(self) -> bool:
+        """Whether a model was written that nobody compared with its float model."""
+        return self.status == "optimized" and not self.proofs
+
+    @property
+    def not_written(self) -> bool:
+        """Whether the plan is of a model that was tried and not written."""
+        return self.status in ("left alone", "rejected") and bool(self.doc("/plan"))
+
+    def measures(self, proof: str) -> list[tuple[str, str, str]]:
+        """What is known of outputs beside their errors: key, form and heading; what none has is left out."""
+        outputs = (self.doc(f"{proof}/outputs") or {}).values()
+        titles = (
+            ("agreement", "percent", "same argmax"),
+            ("kl", "number", "KL"),
+            ("top1_float", "percent", f"top-1 {self.doc(f'{proof}/reference')}"),
+            ("top1", "percent", "top-1"),
+        )
+        return [each for each in titles if any(output[each[0]] is not None for output in outputs)]
 
     @property
     def has_charts(self) -> bool:

@@ -240,10 +240,10 @@ def _reason(table: Table, name: str, form: str) -> str:
     noise = _noise(table, name, STATIC) or 0.0
     kept = f"{-10 * np.log10(noise):.0f} dB" if noise > 0 else "all"
     what = WORDS[form]
-    compared = f"{times[form]:.0f} us against {times[STATIC]:.0f} us"
+    own, fixed = (f"{times[each]:.0f} µs" for each in (form, STATIC))
     if times[form] <= times[STATIC]:
-        return f"{what} it is faster here: {compared} with fixed scales."
-    return f"{what} it adds less noise: with fixed scales the outputs keep {kept} over its noise ({compared})."
+        return f"{what} it is faster here: {own} against {fixed} with fixed scales."
+    return f"{what} it adds less noise: with fixed scales ({fixed} instead of {own}) the outputs keep {kept} over it."
 
 
 WORDS = {

@@ -110,6 +110,6 @@ def _gain(before: Graph, after: Graph, draft: Draft, feeds: Mapping[str, Array],
     ]
     del models  # large models were held twice
     speeds = [timing.speedup for timing in interleave(sessions, feeds, seconds=SECONDS, rounds=ROUNDS)]
-    gain = max(speeds[2:]) / max(speeds[:2])
-    memo.put("rewrite", key, gain)
+    gain = memo.put("rewrite", key, max(speeds[2:]) / max(speeds[:2]))
+    assert isinstance(gain, float)
     return gain

@@ -164,8 +164,8 @@ class Stopwatch:
         found = {text: self.memo.get("cost", key) for text, (key, _) in distinct.items()}
         for portion in _portions({text: distinct[text][1] for text, value in found.items() if value is None}):
             for text, times in self._measure(portion).items():
-                found[text] = {form: list(astuple(own)) for form, own in times.items()}
-                self.memo.put("cost", distinct[text][0], found[text])
+                measured: JSON = {form: list(astuple(own)) for form, own in times.items()}
+                found[text] = self.memo.put("cost", distinct[text][0], measured)
         return [_read(found[canonical(key)]) for key in keys]
 
     def _measure(self, things: Mapping[str, Forms]) -> dict[str, dict[str, Times]]:

@@ -30,7 +30,7 @@ MANY = 10_000
 
 
 def write(before: Path, after: Path, page: Path) -> Path:
-    diffing.page_writer()(diffing.diff(before, after), page)
+    onnxq.write_report(diffing.diff(before, after), page)
     return page
 
 
