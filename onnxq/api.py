@@ -22,7 +22,7 @@ from onnxq.frontier import Frontier, check_choice, check_places, frontier
 from onnxq.graph import Graph
 from onnxq.imagined import imagined
 from onnxq.inspection import Summary, has_scales, summarize
-from onnxq.intake import NAMELESS, NO_DATA, as_file, at_most, named, split, target_of, why_unfed
+from onnxq.intake import NAMELESS, NO_DATA, about_weights, as_file, at_most, named, split, target_of, why_unfed
 from onnxq.kernels import by_operator
 from onnxq.memo import canonical
 from onnxq.metric import check
@@ -92,7 +92,7 @@ def optimize(
     mode = choose_mode(wanted, fed, bool(plan or statistics)) if not has_scales(source) else "static-int8"
     check_choice("mixed-int8" if has_scales(source) else mode, plan, feeds is not None, options)
     wanted = _for_size(wanted, mode)
-    build = Build(source.copy(), wanted, mode, progress=options.progress)
+    build = Build(source.copy(), wanted, mode, progress=options.progress, warnings=about_weights(source))
     beside = target if source.files else None  # what fits into one file fits into memory
     kept = shelf_beside(beside, _wishes(source, wanted, mode, feeds))
     with as_file(model, source) as reference, named(model), kept as build.shelf:

@@ -13,6 +13,7 @@ from onnxq.calibration.feeds import Source as Feeds
 from onnxq.errors import UnsupportedModel
 from onnxq.graph import Graph
 from onnxq.modelfile import Source, check_output, save
+from onnxq.quantities import plural
 from onnxq.recipe import Mode, Recipe
 
 NAMELESS = Path("model.onnx")
@@ -32,6 +33,18 @@ def why_unfed(graph: Graph) -> str | None:
             what = kind.removesuffix("_type").replace("_", " ")
             return f"Input '{name}' takes a {what}, and data holds tensors alone: nothing could be proven."
     return None
+
+
+def about_weights(graph: Graph) -> list[str]:
+    """What a careful person would want to know about how the weights of a model are stored."""
+    listed = {info.name for info in graph.shell.graph.input} & {tensor.name for tensor in graph.weights()}
+    if not listed or graph.shell.ir_version < 4:  # before that, every weight had to be listed
+        return []
+    return [
+        f"{plural(len(listed), 'weight')} of the float model may be fed as inputs too, so that ONNX Runtime folds "
+        "nothing into them: it is slower than it need be, and part of any speed-up is that they are plain weights now. "
+        "Export it without keep_initializers_as_inputs."
+    ]
 
 
 def split(feeds: Data | None, samples: int, mode: Mode, build: Build) -> tuple[Data | None, Data | None]:

@@ -132,6 +132,40 @@ def test_the_interface_stays_and_the_outputs_are_close(model: Path, data: Path, 
     assert not np.array_equal(got, expected)
 
 
+def test_a_recipe_may_be_a_name_or_a_file(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('mode = "static-int8"')
+    (tmp_path / "wrong.toml").write_text('moed = "static-int8"')
+    for recipe in ("static-int8", tmp_path / "own.toml", str(tmp_path / "own.toml"), Recipe(mode="static-int8")):
+        assert onnxq.optimize(model, data=data, recipe=recipe, options=Options(check=False)).mode == "static-int8"
+    with pytest.raises(RecipeError, match=r"There is no recipe 'int4'\. Known are auto, mixed-int8"):
+        onnxq.optimize(model, data=data, recipe="int4")
+    with pytest.raises(RecipeError, match=r"wrong\.toml': Unknown key 'moed' in the recipe"):
+        onnxq.optimize(model, data=data, recipe=tmp_path / "wrong.toml")
+
+
+@pytest.mark.parametrize(("version", "said"), [(3, False), (8, True)])
+def test_weights_that_may_be_fed_are_told(version: int, said: bool, model: Path, data: Path, tmp_path: Path) -> None:
+    """The runtime folds nothing into them, so that the float model is slow; in old files every weight is listed so."""
+    stored = onnx.load(model)
+    stored.ir_version = version
+    plain = onnxq.optimize(stored, data=data, recipe="static-int8", options=Options(check=False))
+    assert not any("may be fed" in warning for warning in plain.warnings)
+    for tensor in stored.graph.initializer:
+        stored.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    found = onnxq.optimize(stored, data=data, recipe="static-int8", options=Options(check=False))
+    assert (
+        any(f"{len(stored.graph.initializer)} weights of the float model may be fed" in w for w in found.warnings)
+        is said
+    )
+
+
+@pytest.mark.parametrize("what", [3, None, ["model.onnx"], np.zeros(3)])
+def test_what_is_no_model_is_named(what: Any) -> None:
+    for call in (onnxq.inspect, onnxq.lint, lambda each: onnxq.diff(each, each)):
+        with pytest.raises(ModelError, match=rf"{type(what).__name__} is no model\. Give a path, the bytes of a model"):
+            call(what)
+
+
 def test_weights_outside_stay_outside(tmp_path: Path) -> None:
     source, output = tmp_path / "in" / "external.onnx", tmp_path / "out" / "q.onnx"
     source.parent.mkdir()

@@ -139,6 +139,17 @@ def test_an_igraph_that_crashes_is_refused(
     assert "another igraph than 1.0.0" in done.err
 
 
+def test_factors_between_channels_are_no_other_precision() -> None:
+    """As the runtime folds a batch normalization into a convolution."""
+    text = "(float[n,8] x) => (float[n,4] y) { [fc] y = MatMul(x, w) }"
+    plain, factors = floats(8, 4), np.array([1, 2, 3, 0.5], np.float32)
+    before, after = (to_model(read(text, {"w": values})) for values in (plain, plain * factors))
+    found = diffing.diff(before, after)
+    assert found.raises("changed")
+    assert not found.raises("precision")
+    assert "each channel rescaled" in found.edits[0].details[0].after
+
+
 def test_bad_input(onnxq: Command, models: dict[str, Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(models["model"].read_bytes()[:60])
@@ -147,6 +158,7 @@ def test_bad_input(onnxq: Command, models: dict[str, Path], tmp_path: Path) -> N
         ((models["model"], tmp_path / "missing.onnx"), "does not exist"),
         ((models["model"], broken), "not an ONNX model"),
         ((models["model"], models["same"], "--fail-on", "inserted,everything"), "does not know 'everything'"),
+        ((models["model"], models["same"], "--fail-on", ""), "does not know ''"),
         (
             (models["model"], models["same"], "--html", models["same"]),
             "is the input model. Name another file with --html",

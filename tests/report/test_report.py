@@ -163,6 +163,29 @@ def test_what_training_counts(page: Path, model: Path, data: Path, method: str, 
     assert words in " ".join(re.sub(r"<[^>]+>", "", text).split())
 
 
+def test_what_was_not_validated_or_not_written_is_said(page: Path, model: Path, data: Path) -> None:
+    recipe = Recipe(mode="static-int8")
+    found = package.optimize(model, data=data, recipe=recipe, options=Options(check=False))
+    package.write_report(found, page)
+    assert "Nothing was validated" in page.read_text(encoding="utf-8")
+    assert 'href="#summary"' not in page.read_text(encoding="utf-8")
+    package.write_report(found.model_copy(update={"status": "left alone", "reason": "Slow."}), page)
+    assert "It was not what was written." in page.read_text(encoding="utf-8")
+    found = package.optimize(model, data=data, recipe=recipe, options=Options(seconds=0))
+    package.write_report(found, page)
+    assert "Nothing was validated" not in page.read_text(encoding="utf-8")
+    assert "not what was written" not in page.read_text(encoding="utf-8")
+    assert "top-1" not in page.read_text(encoding="utf-8"), "there are no labels"
+
+
+def test_a_comparison_is_drawn_and_anything_else_refused(page: Path, model: Path) -> None:
+    package.write_report(package.diff(model, model), page)
+    assert json.loads(read(page).texts["data"])["diff"]["edits"] == []
+    for other in ("a text", 5, None):
+        with pytest.raises(RecipeError, match=f"{type(other).__name__} has no report"):
+            package.write_report(other, page)  # type: ignore[arg-type]
+
+
 def test_a_page_from_python_tells_an_equivalent_call(page: Path, model: Path, data: Path) -> None:
     recipe = Recipe(mode="static-int8")
     found = package.optimize(model, data=data, recipe=recipe, options=Options(check=False))
