@@ -97,4 +97,4 @@ def report(
     if not quiet:
         console(stderr=as_json).print(table())
         if page is not None:
-            console(stderr=as_json).print(sheet([("Page", str(page))]))
+            console(stderr=as_json).print(sheet([(f"{'Page':13}", str(page))]))
