@@ -33,20 +33,23 @@ class Weight(nn.Module):
         values: the floats.
         quantizer: the grid.
         upward: where it only rounds up or down, what decides about that; None otherwise.
+        free: the floats that it goes back to before it is trained; None where it is trained from where it is.
     """
 
-    def __init__(self, values: Array, grid: Grid, integers: Array | None = None) -> None:
+    def __init__(self, values: Array, grid: Grid, integers: Array | None = None, *, free: bool = False) -> None:
         """Begin at floats; where these round to something else than integers that are known, as near as rounds to them.
 
         Args:
             values: the float weight.
             grid: where its scales lie.
             integers: what was found for it, shaped likewise; None for the nearest ones.
+            free: whether training starts from the floats all the same.
         """
         super().__init__()
         self.values = nn.Parameter(channels_last(torch.from_numpy(np.array(values, np.float32))))
         self.quantizer = Quantizer(grid)
         self.upward: nn.Parameter | None = None
+        self.free = self.values.detach().clone() if free and integers is not None else None
         if integers is not None:
             self._move_to(torch.from_numpy(integers.astype(np.float32)))
 
@@ -64,6 +67,13 @@ class Weight(nn.Module):
             return self._between(share_up(self.upward))
         rounded: Tensor = self.quantizer(self.values)
         return rounded
+
+    def let_go(self) -> None:
+        """Go back to the floats, if that is how it is trained."""
+        if self.free is not None:
+            with torch.no_grad():
+                self.values.copy_(self.free)
+            self.free = None
 
     def soften(self) -> None:
         """From here on, each number lies between the step below and the step above, beginning where it is."""

@@ -131,7 +131,9 @@ class Trainer(Course):
         rates = [group["lr"] for group in optimizer.param_groups]
         done = self.checkpoint.load(exam, optimizer)
         if not exam.looks:
-            exam.look(0)
+            exam.look(0)  # what calibration found: if nothing turns out better, that is kept
+            for weight in exam.student.weights.values():
+                weight.let_go()
         if not math.isfinite(exam.looks[0].loss):
             raise RecipeError("The loss is not finite before anything was trained. Check the loss, or the data.")
         every, stopped, broken = max(1, math.ceil(curriculum.steps / LOOKS)), self._impatient(), False

@@ -23,8 +23,9 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch")
 from onnxq.pipeline import run  # noqa: E402
 from onnxq.spec import Fact  # noqa: E402
 from onnxq.training.batches import batches  # noqa: E402
+from onnxq.training.fake_quant import Grid  # noqa: E402
 from onnxq.training.qdq import take_apart  # noqa: E402
-from onnxq.training.simulation import Simulation  # noqa: E402
+from onnxq.training.simulation import Simulation, Weight  # noqa: E402
 from onnxq.training.sites import find_sites  # noqa: E402
 from onnxq.training.trainer import groups  # noqa: E402
 from onnxq.training.written import put_together  # noqa: E402
@@ -533,3 +534,17 @@ def test_every_constant_keeps_its_name() -> None:
     jolt(student, 0.05)
     put_together(parts, student)
     assert {tensor.name for tensor in graph.weights()} == names
+
+
+def test_a_free_weight_goes_back_to_its_floats_before_it_is_trained() -> None:
+    """Until then it rounds to the integers that were found, which is what training is held against."""
+    form = FORMATS["int8"]
+    steps = Grid(form, np.asarray(0.5, np.float32), np.asarray(0, form.dtype))
+    values, integers = np.array([0.6, -0.2, 1.4], np.float32), np.array([2, 0, 3], np.int8)
+    for free in (True, False):
+        module = Weight(values, steps, integers, free=free)
+        assert module.quantizer.integers(module.values).tolist() == [2, 0, 3]
+        begun = module.values.detach().numpy().copy()
+        module.let_go()
+        assert module.values.detach().numpy().tolist() == (values if free else begun).tolist()
+    assert begun[0] > values[0]

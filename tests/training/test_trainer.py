@@ -74,6 +74,19 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 # what it does
 
 
+def test_free_weights_are_trained_from_their_floats_and_held_against_what_was_found() -> None:
+    room = Class()
+    weights = list(room.exam.student.weights.values())
+    found = [module.values.detach().clone() for module in weights]
+    for module in weights:
+        module.free = module.values.detach() + 9 * module.step  # so far off that nothing is gained
+    best, _ = room.train(steps=2, batch=16, rate=1e-9)
+    first, *others = room.exam.looks
+    assert (best, first.step) == (0, 0)
+    assert all(look.loss > first.loss for look in others)
+    assert all(torch.equal(module.values, before) for module, before in zip(weights, found, strict=True))
+
+
 def test_the_loss_goes_down() -> None:
     room = Class()
     best, stopped = room.train(steps=100, batch=16)
