@@ -151,7 +151,7 @@ GRAPHS = {
     "an attribute of another type": (m.flattened(axis="one"), "'axis' of node 'flat' (Flatten) is STRING, not INT"),
     "an attribute of a function that is not there": (m.flattened(), "refers to attribute 'axis' of a function"),
     "an input with a size of -1": (m.sized(-1), None),
-    "an input of 2**40 numbers": (m.sized(2**40), "Give real data"),
+    "an input of 2**31 numbers": (m.sized(2**27), "Give real data"),
     "an IR version of 2**40": (m.model(lambda made: setattr(made, "ir_version", 2**40)), "model.onnx"),
     "a name that clears the terminal": (m.model(m.broken("\x1b[2J\x07\x00")), "\\x1b[2J"),
     "a name of several lines": (m.model(m.broken("a\nonnxq: done\r\n")), "model.onnx"),

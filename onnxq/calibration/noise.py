@@ -46,7 +46,7 @@ def from_noise(text: str, inputs: Sequence[TensorSpec]) -> Source:
     asked = frozenset(options.values.keys() - lengths)
     noise = _Noise(tuple(inputs), seed, batch, sizes, asked)
     for spec in inputs:
-        if math.prod(noise.shape(spec)) * spec.dtype.itemsize > LARGEST:
+        if math.prod(noise.shape(spec)) > LARGEST:
             raise DataError(f"Random data cannot fill input '{spec}': that is too much. Give real data.")
     return Source(
         description=f"random numbers (seed {seed})",
@@ -57,8 +57,8 @@ def from_noise(text: str, inputs: Sequence[TensorSpec]) -> Source:
     )
 
 
-LARGEST = 2**31
-"""Bytes of an input that is made up."""
+LARGEST = 2**28
+"""Numbers of an input that is made up: each takes 8 bytes at first."""
 
 
 @dataclass(frozen=True)
