@@ -82,7 +82,7 @@ CASES: Mapping[str, Case] = MappingProxyType({
         Case("mobilenetv1", "mobilenetv1_0.25_224.onnx", task("mobilenetv1"),
              {**STATIC, "weight": {"per_channel": False}}, {"steps": 1200, "hold": 0.06}),
         Case("stories260k", "stories260k.onnx", task("stories260k", own=True),
-             {"mode": "weight-int4", "contract": {"metric": "perplexity"}}, {"batch": 16}),
+             {"mode": "weight-int4", "contract": {"metric": "perplexity"}}, {"batch": 16, "steps": 600}),
     )
 })  # fmt: skip
 
