@@ -34,16 +34,19 @@ def guarded(work: Callable[[], int]) -> int:
     """
     if not hasattr(os, "fork"):
         return work()
+    numbers = [signal.Signals[name] for name in HANDED_ON]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until both processes know what to do with them
     parent, child = os.getpid(), os.fork()
     if not child:
         _die_with(parent)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job ignores it
             signal.signal(signal.SIGINT, _interrupt_once)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return work()
-    for name in HANDED_ON:
-        number = signal.Signals[name]
+    for number in numbers:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _hand_on(child))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code if code >= 0 else _told(-code)
 

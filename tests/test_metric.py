@@ -191,7 +191,7 @@ def test_top1_needs_labels() -> None:
     check(Contract(metric="top1"), open_data("random", inputs))
     check(Contract(metric="top1"), None)
     check(Contract(), open_data(arrays, inputs))
-    with pytest.raises(RecipeError, match="'top1' needs labels, and there are none in the mapping of arrays, 2 samples"):
+    with pytest.raises(RecipeError, match="there are none in the mapping of arrays, 2 samples"):
         check(Contract(metric="top1"), open_data(arrays, inputs))
 
 
