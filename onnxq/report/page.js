@@ -57,12 +57,12 @@
   }
 
   // A long table is laid out as far as it was scrolled: of the rows that fit, so many are there, and more at its end.
-  const PART = 500;
   for (const tools of document.querySelectorAll(".tools[data-for]")) {
     const table = document.getElementById(tools.dataset.for), body = table.tBodies[0], frame = table.parentElement;
     const texts = new Map([...body.rows].map((row) => [row, row.textContent.toLowerCase()]));
     const search = tools.querySelector("input"), kind = tools.querySelector("select"), count = tools.querySelector("output");
-    let most = PART, shown = 0;
+    const part = Number(tools.dataset.part);
+    let most = part, shown = 0;
     const filter = () => {
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean), all = texts.size;
       shown = 0;
@@ -74,12 +74,12 @@
       }
       count.textContent = shown === all ? `${all.toLocaleString("en")} nodes` : `${shown.toLocaleString("en")} of ${all.toLocaleString("en")} nodes`;
     };
-    const anew = () => { most = PART; frame.scrollTop = 0; filter(); };
+    const anew = () => { most = part; frame.scrollTop = 0; filter(); };
     search.addEventListener("input", anew);
     kind.addEventListener("change", anew);
     table.addEventListener("sorted", anew);
     frame.addEventListener("scroll", () => {
-      if (shown > most && frame.scrollTop + 3 * frame.clientHeight > frame.scrollHeight) { most += PART; filter(); }
+      if (shown > most && frame.scrollTop + 3 * frame.clientHeight > frame.scrollHeight) { most += part; filter(); }
     });
     filter();
   }

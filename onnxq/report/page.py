@@ -23,6 +23,9 @@ from onnxq.report.rows import Group, Row, float_groups, layer_rows
 MOST_SENTENCES = 5
 """Findings that are spelled out; the table holds them all."""
 
+PART = 500
+"""Rows of the table of layers that are laid out at first, and whenever its end comes into sight."""
+
 TONES = {"optimized": "good", "passed": "good", "left alone": "fair", "explained": "plain"}
 """How a result is coloured; anything else is bad."""
 
@@ -152,6 +155,7 @@ def render(document: Any, origin: Origin) -> str:
         digests=[*map(_digest, sources), *digests],
         library=library,
         most=MOST_SENTENCES,
+        part=PART,
     )
 
 
