@@ -86,7 +86,8 @@ def test_ctrl_c_reaches_the_work_twice_and_counts_once() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Only Linux ends the child of a process that was killed.")
 def test_nobody_works_on_for_a_command_that_was_killed() -> None:
-    with subprocess.Popen(command(STUBBORN), stdout=subprocess.PIPE, text=True) as process:
+    work = 'print("ready", os.getpid(), flush=True)\ntime.sleep(3)\nprint("worked on", flush=True)\nreturn 0'
+    with subprocess.Popen(command(work), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline().split()[1])
         assert child != process.pid

@@ -281,3 +281,12 @@ def test_a_model_in_half_precision(
     (want,) = Session(path, threads=1).run(x).values()
     assert sqnr(want, have) > least
     assert made.interface() == load(path).interface()
+
+
+@pytest.mark.parametrize("method", ["auto", "awq"])
+def test_data_of_another_width_is_refused(method: str) -> None:
+    """The runtime is not asked about what a first layer reads."""
+    model = to_model(read("(float[n,k] x) => (float[n,4] y) { [fc] y = MatMul(x, w) }", {"w": floats(32, 4)}))
+    recipe = make_recipe({"mode": "weight-int4", "weight": {"method": method}})
+    with pytest.raises(onnxq.OnnxqError, match=r"'x' has shape \[\d+, 16\], and layer 'fc' reads rows of 32 numbers"):
+        onnxq.optimize(model, data={"x": floats(8, 16)}, recipe=recipe, options=UNPROVEN)

@@ -15,6 +15,9 @@ import pytest
 import onnxq
 from onnxq import diffing
 from onnxq.graph import to_model
+from onnxq.graphdiff.compare import _is_precision
+from onnxq.graphdiff.details import RESCALED
+from onnxq.graphdiff.findings import Detail
 from tests.onnx_text import floats, read
 
 if TYPE_CHECKING:
@@ -148,6 +151,9 @@ def test_factors_between_channels_are_no_other_precision() -> None:
     assert found.raises("changed")
     assert not found.raises("precision")
     assert "each channel rescaled" in found.edits[0].details[0].after
+    computed = Detail(aspect="weights", name="w", before="float32", after=f"float32{RESCALED}")
+    assert not _is_precision(computed), "a weight that is computed has no shape in its words"
+    assert _is_precision(computed.model_copy(update={"after": f"float16{RESCALED}"}))
 
 
 def test_bad_input(onnxq: Command, models: dict[str, Path], tmp_path: Path) -> None:
